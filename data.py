@@ -1,0 +1,483 @@
+"""Where frames and windows come from, and where results go.
+
+    python data.py --bold 'func/*_bold.dtseries.nii' --eeg 'eeg/*.npy' --out subjects/sub1
+
+A *prepared subject* is a folder that train.py and sample.py memory-map, whatever its size:
+
+    fmri.npy           [T,V]    raw units; frame t of all runs, one after another
+    eeg.npy            [T,C,W]  eeg[t] is the EEG window paired with frame t
+    subject.json       tr (s), fs (Hz), delay (s), runs [[start, stop], ...] in frames, first_volume of
+                       each run, optional split {"train": [...], "test": [...]}, checksums, source files
+    space.dscalar.nii  optional: its brain-model axis says where each of the V grayordinates lies
+    rois.npz           optional: region name -> bool [V]
+    sources.npy        only the synthetic subject: the true source power [T,S]
+"""
+import argparse
+import glob
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import sys
+
+import nibabel as nib
+import numpy as np
+from tqdm import tqdm
+
+# ---- 1. A synthetic subject, whose truth is known --------------------------------------
+
+
+def hrf(t):
+    """Double-gamma haemodynamic response (Glover 1999) at t seconds: a peak at 5 s, a dip at 15 s."""
+    return t**5 * np.exp(-t) / math.gamma(6) - t**15 * np.exp(-t) / math.gamma(16) / 6
+
+
+def slow_noise(rng, samples, columns, seconds, dt):
+    """Gaussian noise with a Gaussian autocorrelation about `seconds` wide; unit variance."""
+    pad = int(4 * seconds / dt)
+    kernel = np.exp(-0.5 * (np.arange(-pad, pad + 1) * dt / seconds) ** 2)
+    white = rng.standard_normal((samples + 2 * pad, columns))
+    smooth = np.stack([np.convolve(w, kernel, "valid") for w in white.T], 1)
+    return smooth / np.sqrt((kernel**2).sum())
+
+
+def synthetic(folder, seed=0, runs=10, frames=900, channels=16, fs=100, side=32, sources=8, background=24):
+    """Make a prepared subject of side^2 vertices in a few seconds; the same seed makes the same one.
+
+    The story it tells is the one the method believes in:
+    1. Neural sources oscillate, two to a band. The log of their amplitude wanders within seconds:
+       their *power* carries the message, their phase carries none.
+    2. EEG is the sources seen through a lead field, plus 1/f noise.
+    3. BOLD is source power, late and smeared by the haemodynamic response, on smooth maps.
+    4. BOLD also has background fluctuations as smooth and as slow, of which the EEG knows nothing,
+       and white noise. So no method can be perfect; `sources.npy` holds the true power, from which
+       sample.py computes how good one can be.
+    """
+    rng = np.random.default_rng(seed)
+    tr, delay, step, lead_in = 0.8, 4.0, 0.1, 30.0  # seconds; power is simulated every `step`
+    V, W, volumes = side**2, round(tr * fs), frames + math.ceil(delay / tr)
+    sheet = np.stack(np.meshgrid(np.arange(side), np.arange(side)), -1).reshape(-1, 2)  # [V,2] a cortical sheet
+
+    def smooth_maps(count):  # [count,V], unit variance: sums of ten blobs 4 vertices wide
+        centres, signs = rng.uniform(0, side, (count, 10, 2)), rng.choice([-1, 1], (count, 10, 1))
+        blobs = np.exp(-((sheet - centres[:, :, None]) ** 2).sum(-1) / (2 * 4.0**2))    # [count,10,V]
+        maps = (signs * blobs).sum(1)
+        return maps / maps.std(1, keepdims=True)
+    maps, background_maps = smooth_maps(sources), smooth_maps(background)
+    background_maps *= 1.4 / np.sqrt(1 + np.arange(background))[:, None]  # a few strong, many weak
+    lead_field = rng.standard_normal((channels, sources)) / math.sqrt(channels)
+    frequency = np.repeat(np.geomspace(5, 35, sources // 2), 2)  # Hz, theta to gamma, in pairs
+    baseline = rng.uniform(400, 1000, V)                         # BOLD in scanner units
+    response = hrf(np.arange(0, 30, step)) * step
+
+    def make_run():
+        ticks = np.arange(-lead_in, volumes * tr, step)  # the response settles before the first volume
+        amplitude = np.exp(0.5 * slow_noise(rng, len(ticks), sources, 2.0, step))      # [ticks,S]
+        power = amplitude**2
+        at = lambda t, u: np.stack([np.interp(t, ticks, c) for c in u.T], 1)           # noqa: E731  [t,S]
+        bold = np.stack([np.convolve(p, response)[: len(ticks)] for p in power.T], 1)  # [ticks,S]
+        bold = (at(np.arange(volumes) * tr, bold) - 1.65 * response.sum()) / 1.65      # about mean 0, variance 1
+        x = bold @ maps + slow_noise(rng, volumes, background, 2.0, tr) @ background_maps
+        x = baseline * (1 + 0.005 * (x + 1.5 * rng.standard_normal((volumes, V))))     # [volumes,V]
+        t = np.arange(round(volumes * tr * fs)) / fs
+        phase = 2 * np.pi * (frequency * t[:, None] + rng.uniform(size=sources))       # [samples,S]
+        phase += math.sqrt(2 * math.pi / fs) * np.cumsum(rng.standard_normal(phase.shape), 0)
+        white = np.fft.rfft(rng.standard_normal((channels, len(t))))
+        pink = np.fft.irfft(white / np.sqrt(np.maximum(np.arange(white.shape[1]), 1)), len(t))
+        eeg = lead_field @ (at(t, amplitude) * np.sin(phase)).T + 0.5 * pink / pink.std()  # [C,samples]
+        first, starts = eeg_windows(len(t), volumes, tr, fs, delay)
+        within = np.array(starts)[:, None] / fs + np.arange(0, tr, step)                # [frames,tr/step]
+        true = at(within.ravel(), power).reshape(*within.shape, sources).mean(1)        # [frames,S]
+        return first, x[first:], np.stack([eeg[:, i: i + W] for i in starts]), true
+
+    made = [make_run() for _ in range(runs)]
+    meta = {"tr": tr, "fs": fs, "delay": delay, "first_volume": [m[0] for m in made], "source": f"synthetic, seed {seed}",
+            "frames_per_run": [len(m[1]) for m in made]}
+    with Writer(folder, meta, V, channels, W) as out:
+        for _, x, eeg, _ in made:
+            out.add(x, eeg)
+        np.save(out.path("sources.npy"), np.concatenate([m[3] for m in made]).astype(np.float32))
+        np.savez(out.path("rois.npz"), patch=(sheet < side // 2).all(1))
+
+
+# ---- 2. Preparing recordings -----------------------------------------------------------
+
+
+def fail(message):
+    sys.exit(f"error: {message}")
+
+
+def load_npy(path, ndim):
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        fail(f"{path}: not a readable .npy array ({error}); save it again with numpy.save")
+    if array.ndim != ndim:
+        fail(f"{path}: has shape {array.shape}, expected {ndim} axes")
+    return array
+
+
+def finite(array, path):
+    if not np.isfinite(array).all():
+        fail(f"{path}: {int((~np.isfinite(array)).sum())} values are NaN or infinite; set them to 0 or mend the file")
+    return array
+
+
+def eeg_windows(samples, volumes, tr, fs, delay):
+    """Pair volumes with EEG: (first volume, first EEG sample of each kept volume's window).
+
+    BOLD follows neural activity by seconds, so the frame at k x TR is paired with the EEG window
+    [k x TR - delay, k x TR - delay + TR). Volumes whose window is not wholly recorded are dropped.
+    """
+    starts = [round((k * tr - delay) * fs) for k in range(volumes)]
+    kept = [k for k, a in enumerate(starts) if a >= 0 and a + round(tr * fs) <= samples]
+    return (kept[0], [starts[k] for k in kept]) if kept else (0, [])
+
+
+class Writer:
+    """Writes a prepared subject in pieces, so that memory does not grow with the recording.
+
+    All goes into FOLDER.partial, renamed when complete: a half-written subject is never taken for a
+    whole one. Arrays are appended to files, not memory-mapped: written pages of a memory map count
+    as this process's memory until the system flushes them.
+    """
+
+    def __init__(self, folder, meta, V, C, W):
+        self.folder, self.meta, self.partial = folder, meta, str(folder).rstrip("/\\") + ".partial"
+        shutil.rmtree(self.partial, ignore_errors=True)
+        os.makedirs(self.partial)
+        self.files, self.hashes, T = {}, {}, sum(meta["frames_per_run"])
+        for name, shape in {"fmri": (T, V), "eeg": (T, C, W)}.items():
+            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+            self.files[name], self.hashes[name] = open(self.path(f"{name}.npy"), "wb"), hashlib.blake2b(digest_size=8)
+            np.lib.format.write_array_header_1_0(self.files[name], header)
+
+    def path(self, name):
+        return os.path.join(self.partial, name)
+
+    def add(self, fmri, eeg):
+        """Append frames [t,V] and their EEG windows [t,C,W]."""
+        for name, array in (("fmri", fmri), ("eeg", eeg)):
+            values = np.ascontiguousarray(array, "<f4").data
+            self.files[name].write(values)
+            self.hashes[name].update(values)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, error, *_):
+        for file in self.files.values():
+            file.close()
+        if error:
+            return
+        stops = np.cumsum(self.meta.pop("frames_per_run")).tolist()
+        self.meta["runs"] = [list(r) for r in zip([0] + stops[:-1], stops)]
+        self.meta["checksums"] = {name: h.hexdigest() for name, h in self.hashes.items()}
+        with open(self.path("subject.json"), "w") as f:
+            json.dump(self.meta, f, indent=1)
+        if os.path.exists(self.folder):
+            shutil.rmtree(self.folder)
+        os.rename(self.partial, self.folder)
+
+
+def open_bold(path):
+    """(array-like [volumes,V] that reads when sliced, TR or None, brain-model axis or None)."""
+    if path.endswith(".npy"):
+        return load_npy(path, 2), None, None
+    try:
+        image = nib.load(path, mmap=False)  # mapped pages would count as memory
+        series, space = image.header.get_axis(0), image.header.get_axis(1)
+    except Exception as error:  # nibabel raises many kinds
+        fail(f"{path}: not readable as CIFTI-2 ({error}); expected .dtseries.nii or .npy [volumes, V]")
+    if not isinstance(series, nib.cifti2.SeriesAxis) or not isinstance(space, nib.cifti2.BrainModelAxis):
+        fail(f"{path}: its axes are not time and brain models; expected a dense series, .dtseries.nii")
+    return image.dataobj, float(series.step), space
+
+
+def prepare_runs(a):
+    """One BOLD file and one continuous EEG .npy [C, samples] a run; EEG sample 0 = first volume."""
+    natural = lambda path: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", path)]  # noqa: E731  2 before 10
+    bolds, eegs = (sorted(glob.glob(pattern), key=natural) for pattern in (a.bold, a.eeg))
+    if not bolds or len(bolds) != len(eegs):
+        fail(f"--bold {a.bold} matches {len(bolds)} files, --eeg {a.eeg} {len(eegs)}; expected one of each a run")
+    plan, tr, space = [], a.tr, None
+    for bold_path, eeg_path in zip(bolds, eegs):
+        bold, bold_tr, bold_space = open_bold(bold_path)
+        tr = tr or bold_tr or fail(f"{bold_path}: an array has no TR; give it with --tr, in seconds")
+        if plan and (bold.shape[1] != plan[0][2].shape[1] or bold_space != space):
+            fail(f"{bold_path}: its {bold.shape[1]} grayordinates are not those of {bolds[0]}; runs must share a space")
+        space = bold_space
+        C, samples = load_npy(eeg_path, 2).shape
+        scan, recorded = bold.shape[0] * tr, samples / a.fs
+        if recorded < scan - a.delay - tr or recorded > 1.5 * scan + 60:
+            fail(f"{eeg_path}: {C} channels x {samples} samples are {recorded:.1f} s at --fs {a.fs:g}, its BOLD lasts "
+                 f"{scan:.1f} s; expected [channels, samples] of the same run at the right rate")
+        plan.append((bold_path, eeg_path, bold, *eeg_windows(samples, bold.shape[0], tr, a.fs, a.delay)))
+    C, W, V = a.channels or C, round(tr * a.fs), plan[0][2].shape[1]
+    meta = {"tr": tr, "fs": a.fs, "delay": a.delay, "first_volume": [p[3] for p in plan],
+            "source": [[os.path.abspath(p[0]), os.path.abspath(p[1])] for p in plan],
+            "frames_per_run": [len(p[4]) for p in plan]}
+    with Writer(a.out, meta, V, C, W) as out, tqdm(total=sum(meta["frames_per_run"]), unit="frame") as bar:
+        for bold_path, eeg_path, bold, first, starts in plan:
+            eeg = load_npy(eeg_path, 2)
+            if eeg.shape[0] < C:
+                fail(f"{eeg_path}: has {eeg.shape[0]} channels, expected at least {C}, as in the other runs")
+            for i in range(0, len(starts), 256):  # CIFTI files keep time contiguous: small blocks read slowly
+                block = starts[i: i + 256]
+                frames = np.asarray(bold[first + i: first + i + len(block)])
+                windows = np.stack([eeg[:C, s: s + W] for s in block])
+                out.add(finite(frames, bold_path), finite(windows, eeg_path))
+                bar.update(len(block))
+        if space is not None:
+            save_cifti(out.path("space.dscalar.nii"), np.zeros((1, V)), nib.cifti2.ScalarAxis(["space"]), space)
+        save_regions(out, a.parcels, space, V)
+
+
+def prepare_frames(a):
+    """Folders with one .npy a frame, {i}.npy, as CineBrain distributes them: fMRI [V], EEG [>=C, W].
+
+    Their authors cut the fMRI 4 s late already, so file i of one folder belongs to file i of the
+    other and no delay is applied here. A run ends where numbers are missing, and every
+    --frames-per-run frames (20 runs of 18 min are 1350 frames each at TR 0.8 s).
+    """
+    def numbered(folder):
+        files = ((re.fullmatch(r"(\d+)\.npy", name), name) for name in os.listdir(folder))
+        return {int(match[1]): os.path.join(folder, name) for match, name in files if match}
+    bold, eeg = numbered(a.bold), numbered(a.eeg)
+    numbers = sorted(bold.keys() & eeg.keys())
+    if not numbers:
+        fail(f"--bold {a.bold} has {len(bold)} files NUMBER.npy, --eeg {a.eeg} {len(eeg)}; none share a number")
+    tr = a.tr or fail("--tr: files of single frames do not say it; give it in seconds (CineBrain: 0.8)")
+    place = np.array(numbers) - numbers[0]
+    per_run = a.frames_per_run or place[-1] + 1
+    edges = [0, *(np.flatnonzero((np.diff(place) > 1) | (np.diff(place // per_run) > 0)) + 1), len(place)]
+    V, (C, W) = load_npy(bold[numbers[0]], 1).shape[0], load_npy(eeg[numbers[0]], 2).shape
+    C = a.channels or C
+    meta = {"tr": tr, "fs": W / tr, "delay": 0.0, "delay_in_files": a.delay, "first_number": numbers[0],
+            "first_volume": [int(place[i] % per_run) for i in edges[:-1]], "frames_per_run": np.diff(edges).tolist(),
+            "source": [os.path.abspath(a.bold), os.path.abspath(a.eeg)]}
+    if a.split:  # a list of clips {"fmri": [paths], "eeg": [paths], ...}; the number in a path is the frame's
+        with open(a.split) as f:
+            test = {int(re.search(r"(\d+)\.npy$", path)[1]) for clip in json.load(f) for path in clip["fmri"]}
+        meta["split"] = {"train": [i for i, n in enumerate(numbers) if n not in test],
+                         "test": [i for i, n in enumerate(numbers) if n in test]}
+        if not meta["split"]["test"] or not meta["split"]["train"]:
+            fail(f"{a.split}: of {len(numbers)} frames {len(meta['split']['test'])} are for the test; expected some, not all")
+    with Writer(a.out, meta, V, C, W) as out:
+        for i in tqdm(numbers, unit="frame"):
+            x, s = load_npy(bold[i], 1), load_npy(eeg[i], 2)
+            if x.shape != (V,) or s.shape[0] < C or s.shape[1] != W:
+                fail(f"{bold[i]}, {eeg[i]}: shapes {x.shape}, {s.shape}; expected {(V,)}, at least {C} channels x {W}")
+            out.add(finite(x, bold[i])[None], finite(s[:C], eeg[i])[None])
+        save_regions(out, a.parcels, None, V)
+
+
+# ---- 3. Regions, CIFTI -----------------------------------------------------------------
+
+# Parcels of HCP MMP 1.0 whose sizes add up to the paper's regions exactly: 8,405 grayordinates for its
+# "V1" (which is far more than V1, so we call it visual) and 18,946 for its "V1+A1".
+VISUAL = """V1 V2 V3 V3A V3B V3CD V4 LO1 LO2 LO3 PIT V4t V6 V6A V7 V8 PH FFC IP0 MT MST FST VVC VMV1 VMV2
+            VMV3 PHA1 PHA2 PHA3""".split()
+AUDIO = """4 IPS1 A1 7Pm 7m 7AL 7Am 7PL 7PC 8BM p32 47m 8Av 8Ad 9p 10d 8C 44 45 46 9a 10v STGa STSda STSdp
+           STSvp TPOJ1 TPOJ2 TPOJ3 PGp""".split()
+REGIONS = {"visual": [f"{h}_{p}" for h in "LR" for p in VISUAL],
+           "visual+audio": [f"{h}_{p}" for h in "LR" for p in VISUAL + AUDIO] + ["R_s32", "R_STSva"]}
+
+
+def save_regions(out, parcels, space, V):
+    """--parcels: a .dlabel.nii of HCP MMP 1.0 parcels, and/or boolean .npy masks [V]; all to rois.npz."""
+    rois = {}
+    for path in parcels or []:
+        if path.endswith(".npy"):
+            mask = load_npy(path, 1)
+            if mask.dtype != bool or mask.shape != (V,):
+                fail(f"{path}: is {mask.dtype} {mask.shape}, expected bool ({V},)")
+            rois[os.path.basename(path)[:-4]] = np.array(mask)
+            continue
+        image = nib.load(path)
+        labels, models = image.header.get_axis(0).label[0], image.header.get_axis(1)
+        names = np.array([labels[int(v)][0].removesuffix("_ROI") for v in np.asarray(image.dataobj[0])])
+        if space is None and V != len(models):
+            fail(f"{path}: labels {len(models)} grayordinates, the frames have {V} of unknown place; give .npy masks")
+        # A place is a structure and a vertex index, or a structure and a voxel's i, j, k.
+        places = lambda axis: zip(axis.name, axis.vertex, map(tuple, axis.voxel))  # noqa: E731
+        name_at = dict(zip(places(models), names))
+        found = names if space is None else np.array([name_at.get(p, "") for p in places(space)])
+        rois.update({region: np.isin(found, members) for region, members in REGIONS.items()})
+        if not rois["visual"].any():
+            fail(f"{path}: no parcel is named as in HCP MMP 1.0 (L_V1_ROI); found {', '.join(sorted(set(names))[:5])}")
+    if rois:
+        np.savez(out.path("rois.npz"), **rois)
+        print("regions: " + ", ".join(f"{k} {int(m.sum()):,}" for k, m in rois.items()))
+
+
+def save_cifti(path, values, rows, space):
+    """Write values [rows,V] with the axes `rows` and `space` as CIFTI-2."""
+    image = nib.Cifti2Image(np.asarray(values, np.float32), (rows, space))
+    series = isinstance(rows, nib.cifti2.SeriesAxis)
+    image.nifti_header.set_intent("NIFTI_INTENT_CONNECTIVITY_DENSE_SERIES" if series
+                                  else "NIFTI_INTENT_CONNECTIVITY_DENSE_SCALARS")
+    nib.imageglobals.logger.setLevel(40)  # nibabel warns about voxel sizes, which CIFTI does not have
+    nib.save(image, path)
+
+
+def save_dtseries(path, frames, space, tr, start):
+    """Frames [T,V] in raw units as a dense series; start in seconds after the run's first volume."""
+    save_cifti(path, frames, nib.cifti2.SeriesAxis(start, tr, len(frames), "SECOND"), space)
+
+
+# ---- 4. Reading a prepared subject -----------------------------------------------------
+
+
+class Subject:
+    """A prepared subject, memory-mapped. Frames stay in raw units on disk; see `Normaliser`."""
+
+    def __init__(self, folder):
+        def there(name, read):
+            path = os.path.join(folder, name)
+            return read(path) if os.path.exists(path) else None
+        self.folder, self.meta = folder, there("subject.json", lambda path: json.load(open(path)))
+        if self.meta is None:
+            fail(f"{folder}: no subject.json there; prepare the subject with data.py, or leave --data out")
+        self.tr, self.runs = self.meta["tr"], self.meta["runs"]
+        self.fmri, self.eeg = (load_npy(os.path.join(folder, f), n) for f, n in (("fmri.npy", 2), ("eeg.npy", 3)))
+        self.rois = dict(there("rois.npz", np.load) or {})
+        self.sources = there("sources.npy", np.load)
+        self.space = there("space.dscalar.nii", lambda path: nib.load(path).header.get_axis(1))
+
+    def segments(self, split, validation=True):
+        """Stretches [start, stop) of consecutive frames of one run that belong to `split`.
+
+        train, val or test. Whole runs, because BOLD remembers: windows of one run on both sides of a
+        split share their slow fluctuations. By default the last fifth of the runs is the test set, and
+        the last training run is for validation when there are three. validation=False gives that run
+        back to training. A split that came with the data (clips) is kept, cut into stretches.
+        """
+        label = np.full(len(self.fmri), "train")
+        if "split" in self.meta:
+            label[self.meta["split"]["test"]] = "test"
+        elif len(self.runs) > 1:
+            for start, stop in self.runs[-max(1, len(self.runs) // 5):]:
+                label[start:stop] = "test"
+        training = [(a, b) for a, b in self.runs if (label[a:b] == "train").any()]
+        if validation and len(training) >= 3:
+            a, b = training[-1]
+            label[a:b][label[a:b] == "train"] = "val"
+        found = []
+        for a, b in self.runs:
+            edges = [a] + [i for i in range(a + 1, b) if label[i] != label[i - 1]] + [b]
+            found += [(i, j) for i, j in zip(edges[:-1], edges[1:]) if label[i] == split]
+        return found
+
+
+class Normaliser:
+    """z-scores with the statistics of given segments (the training ones), and back.
+
+    mean, std [V] of the frames, and eeg_scale [C], the largest |EEG| of each channel, by which the
+    paper scales it to (-1, 1). Vertices without variance get std 0: they are 0 in z-scores,
+    come back as their constant, and are left out of scores (`valid`).
+    """
+
+    def __init__(self, mean, std, eeg_scale):
+        self.mean, self.std, self.eeg_scale = (np.asarray(a, np.float32) for a in (mean, std, eeg_scale))
+        self.valid = self.std > 0
+        self.inverse = np.where(self.valid, 1 / np.where(self.valid, self.std, 1), 0).astype(np.float32)
+
+    @classmethod
+    def measure(cls, subject, segments, block=256):
+        blocks = [slice(i, min(i + block, b)) for a, b in segments for i in range(a, b, block)]
+        count, V = sum(b - a for a, b in segments), subject.fmri.shape[1]
+        total, square, scale = np.zeros(V), np.zeros(V), np.zeros(subject.eeg.shape[1])
+        shift = subject.fmri[blocks[0].start].astype(np.float64)  # summing x - shift spares digits where means are large
+        for s in tqdm(blocks, desc="statistics", unit="block", disable=len(blocks) < 50):
+            x = subject.fmri[s].astype(np.float64) - shift
+            total += x.sum(0)
+            square += (x**2).sum(0)
+            scale = np.maximum(scale, np.abs(subject.eeg[s]).max((0, 2)))
+        mean, variance = shift + total / count, square / count - (total / count) ** 2
+        std = np.sqrt(np.maximum(variance, 0))
+        std[std <= 1e-6 * np.abs(mean)] = 0
+        return cls(mean, std, np.where(scale > 0, scale, 1))
+
+    def arrays(self):
+        return {"mean": self.mean, "std": self.std, "eeg_scale": self.eeg_scale}
+
+    def zscore(self, frames):
+        return (np.asarray(frames, np.float32) - self.mean) * self.inverse
+
+    def raw(self, z):
+        return z * self.std + self.mean
+
+    def eeg(self, windows):
+        return np.asarray(windows, np.float32) / self.eeg_scale[:, None]
+
+
+class Columns:
+    """Frames of a subject as one z-scored [T,V] array that reads from disk the columns it is sliced for."""
+
+    def __init__(self, subject, normaliser, index):
+        self.subject, self.normaliser, self.index = subject, normaliser, index
+        self.shape = (len(index), subject.fmri.shape[1])
+
+    def __getitem__(self, key):
+        columns, n = key[1], self.normaliser
+        x = np.asarray(self.subject.fmri[self.index, columns], np.float32)
+        return (x - n.mean[columns]) * n.inverse[columns]
+
+
+def tile(segments, K):
+    """Windows (start, length, low, high) that cover each segment once; low, high are its borders.
+
+    The last window is moved back to fit, so it shares frames with the one before; a segment shorter
+    than K becomes one short window, which the model takes as well as any other length.
+    """
+    return [(min(i, max(a, b - K)), min(K, b - a), a, b) for a, b in segments for i in range(a, b, K)]
+
+
+def window_indices(windows, context):
+    """Frames [B,K], EEG windows [B,K+2c] and the EEG's positions relative to the first frame.
+
+    A frame's BOLD reflects the EEG of the ten seconds around its window, so the EEG of `context`
+    further frames on each side is shown too. Past a segment's border its last window is repeated,
+    at its true position: nothing false is said and all windows of a batch stay equally long.
+    """
+    start, K = np.array([w[0] for w in windows])[:, None], windows[0][1]
+    low, high = np.array([w[2] for w in windows])[:, None], np.array([w[3] for w in windows])[:, None]
+    eeg = np.clip(start + np.arange(-context, K + context), low, high - 1)
+    return start + np.arange(K), eeg, eeg - start
+
+
+# ---- The command -----------------------------------------------------------------------
+
+
+def main():
+    p = argparse.ArgumentParser(description="Prepare one subject's EEG and fMRI for train.py.")
+    add = p.add_argument
+    add("--bold", required=True, help="glob of one .dtseries.nii or .npy [volumes, V] a run; or folder of .npy [V] frames")
+    add("--eeg", required=True, help="glob of one .npy [channels, samples] a run; or folder of one .npy a frame")
+    add("--out", required=True, help="folder of the prepared subject (4 bytes a vertex and frame of disk)")
+    add("--fs", type=float, default=1000, help="EEG samples a second (default: 1000); not for folders")
+    add("--tr", type=float, help="seconds a volume, where the BOLD files do not say it")
+    add("--delay", type=float, default=4.0, help="seconds from EEG to BOLD (default: 4); in folders applied already")
+    add("--channels", type=int, help="keep the first N EEG channels (CineBrain: 64; others are ECG and such)")
+    add("--frames-per-run", type=int, help="folders: a new run every N frames (CineBrain: 1350)")
+    add("--parcels", nargs="+", help="regions: an HCP MMP 1.0 .dlabel.nii and/or boolean .npy masks [V]")
+    add("--split", help="folders: a CineBrain JSON of test clips (default: the last fifth of the runs)")
+    a = p.parse_args()
+    if os.path.isdir(a.bold) != os.path.isdir(a.eeg):
+        fail(f"--bold {a.bold}, --eeg {a.eeg}: one is a folder of frames, the other is not; expected both or neither")
+    (prepare_frames if os.path.isdir(a.bold) else prepare_runs)(a)
+    subject = Subject(a.out)
+    (T, V), (_, C, W) = subject.fmri.shape, subject.eeg.shape
+    print(f"{a.out}: {T:,} frames x {V:,} vertices, EEG {C} channels x {W} samples, TR {subject.tr:g} s")
+    for split in ("train", "val", "test"):
+        found = subject.segments(split)
+        print(f"  {split:5} {sum(b - a for a, b in found):6,} frames in {len(found)} stretches")
+    # Two subjects with one checksum are one subject twice: this has happened in a public release.
+    print("  checksums " + ", ".join(f"{k} {v}" for k, v in subject.meta["checksums"].items()))
+
+
+if __name__ == "__main__":
+    main()

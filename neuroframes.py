@@ -1,0 +1,488 @@
+"""The method: fMRI frames from EEG by latent diffusion, completed by null-space sampling.
+
+The whole of "Modeling Spatiotemporal Neural Frames for High Resolution Brain Dynamics" (CVPR 2026,
+arXiv 2603.24176), in the order in which data flows through it. No files, arguments or printing.
+
+    1  EEG encoders        eeg [B,K,C,W] -> h [B,K,d_e]                      Section 3.3
+    2  linear autoencoder  x [B,K,V] <-> z [B,K,d]                           Section 3.3
+    3  noise schedule      z -> z^(n)                                        Eq. 1-2
+    4  denoiser            (z^(n), n, h) -> the noise in z^(n)               Section 3.2, Eq. 3
+    5  sampler             noise -> z, held to the frames that were seen     Algorithm 1
+
+Symbols, here and in the paper. Beware: k counts frames (time), n counts diffusion steps.
+
+    x    X, x_k      [B,K,V]    fMRI frames, z-scored          B windows, K frames, V vertices
+    eeg  S, s_k      [B,K,C,W]  one EEG window a frame         C channels, W samples
+    h    h_EEG       [B,K,d_e]  EEG tokens
+    z                [B,K,d]    latent frames, about unit variance
+    z_n  x^(n)       [B,K,d]    latent frames with the noise of step n; the code counts n from 0
+    alpha_bar        [N]        the share of signal left in the variance of z_n
+    A, y                        the measurement operator and what it measured: y = A x
+"""
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+# ---- 1. EEG encoders ---------------------------------------------------------------------
+
+
+class EEGEncoder(nn.Module):
+    """The paper's temporal convolutional encoder: [B,K,C,W] -> [B,K,dim], each window on its own.
+
+    Blocks of Conv1d (stride 2), BatchNorm and GELU, each halving time and doubling the channels; a
+    global average over time; a two-layer MLP. The paper gives neither the number of blocks nor
+    the widths: ours stops when about 16 samples are left, and is at most 512 wide.
+    """
+
+    def __init__(self, channels, samples, dim):
+        super().__init__()
+        depth = max(2, round(math.log2(samples / 16)))
+        widths = [channels] + [min(512, 64 * 2**i) for i in range(depth)]
+        self.blocks = nn.Sequential(*[
+            nn.Sequential(nn.Conv1d(a, b, 7, stride=2, padding=3, bias=False), nn.BatchNorm1d(b), nn.GELU())
+            for a, b in zip(widths[:-1], widths[1:])])
+        self.mlp = nn.Sequential(nn.Linear(widths[-1], dim), nn.GELU(), nn.Linear(dim, dim))
+
+    def forward(self, eeg):
+        B, K, C, W = eeg.shape
+        u = eeg.reshape(B * K, C, W)  # [BK,C,W]    every window is an item of its own
+        u = self.blocks(u)            # [BK,c,W/2^L]
+        u = u.mean(-1)                # [BK,c]      global average pool
+        return self.mlp(u).view(B, K, -1)  # [B,K,dim]
+
+
+class BandPowerEncoder(nn.Module):
+    """A learned filter bank that ends in log power; same shapes as EEGEncoder.
+
+    BOLD follows the *power* of EEG rhythms, not their voltage (Goense and Logothetis 2008). Stacked
+    convolutions have to discover the squaring; here it is built in, and what is left to learn is
+    where (spatial filters over channels) and at which frequencies (bands). By Parseval's theorem,
+    to filter, square and average over time is to sum |X(f)|^2 with weights.
+
+    Windows follow one another without a gap, so the spectrum of a window is taken over `span`
+    windows around it: rhythms 1 Hz apart blur in 0.8 s, but not in 2.4 s.
+    cycles: the highest frequency, in cycles a window (75 Hz is 60 cycles in 0.8 s).
+    """
+
+    def __init__(self, channels, samples, dim, cycles=60, filters=64, bands=40, span=3, dropout=0.5):
+        super().__init__()
+        self.span = span
+        bins = span * min(cycles, samples // 2)
+        t = torch.arange(span * samples, dtype=torch.float64)
+        angle = 2 * math.pi * torch.arange(1, bins + 1, dtype=torch.float64) * t[:, None] / len(t)
+        # A Hann taper: an untapered window leaks the strong slow rhythms into all faster bins.
+        taper = torch.hann_window(len(t), dtype=torch.float64)[:, None] / math.sqrt(len(t))
+        basis = torch.cat([angle.cos(), angle.sin()], 1) * taper                                # [span W,2f]
+        self.register_buffer("fourier", basis.float(), persistent=False)
+        self.spatial = nn.Parameter(torch.randn(filters, channels) / math.sqrt(channels))       # [s,C]
+        # Bands start as bumps, evenly spaced; a softmax over frequency keeps them positive.
+        centre = torch.linspace(0, bins, bands + 2)[1:-1, None]
+        bump = -0.5 * ((torch.arange(1, bins + 1) - centre) / (bins / bands)) ** 2              # [j,f]
+        self.band_logits = nn.Parameter(bump.repeat(filters, 1, 1))                             # [s,j,f]
+        self.norm = nn.BatchNorm1d(filters * bands)
+        self.dropout = nn.Dropout(dropout)
+        self.out = nn.Linear(filters * bands, dim)
+
+    def forward(self, eeg):
+        B, K, C, W = eeg.shape
+        with torch.autocast(eeg.device.type, enabled=False):  # the log of a tiny power needs float32
+            side = self.span // 2  # beyond the sequence its first and last windows are repeated
+            u = torch.cat([eeg[:, :1]] * side + [eeg] + [eeg[:, -1:]] * side, 1)  # [B,K+2side,C,W]
+            u = u.float().transpose(1, 2).flatten(2)                       # [B,C,(K+2side)W] one recording
+            u = u.unfold(-1, self.span * W, W).transpose(1, 2).flatten(0, 1)  # [BK,C,span W]
+            u = u @ self.fourier                                           # [BK,C,2f] Fourier coefficients
+            u = torch.einsum("sc,bcf->bsf", self.spatial, u)               # [BK,s,2f] spatial filters
+            power = u.square().unflatten(-1, (2, -1)).sum(-2)              # [BK,s,f]  |X(f)|^2
+            band = torch.einsum("bsf,sjf->bsj", power, self.band_logits.softmax(-1))  # [BK,s,j]
+            u = self.norm(torch.log(band + 1e-12).flatten(1))              # [BK,sj]   log power
+        return self.out(self.dropout(u)).view(B, K, -1)                    # [B,K,dim]
+
+
+# ---- 2. Linear autoencoder -------------------------------------------------------------
+
+
+class LinearAutoencoder(nn.Module):
+    """Frames of V vertices <-> d latents, by one linear map each way (Section 3.3).
+
+    Why linear? A mask over *frames* acts on the frame axis and E on the vertex axis, so they
+    commute: anchor frames could be pinned in the latents of any frame-wise encoder. A mask over
+    *vertices* is where linearity pays: A D z = y stays a linear system in z, with a pseudo-inverse.
+
+    What would training find? The best linear autoencoder is the PCA subspace (Eckart and Young
+    1936; Baldi and Hornik 1989), so `fit` computes it in closed form: E has orthonormal rows and
+    D = E^T. Latents are then scaled to unit variance (whitened), the variance at which the noise
+    schedule ends. With joint=True, E and D are free and trained by `reconstruction_loss`.
+    """
+
+    def __init__(self, vertices, latent_dim, joint=False):
+        super().__init__()
+        self.vertices, self.latent_dim, self.joint = vertices, latent_dim, joint
+        self.E = nn.Parameter(torch.zeros(latent_dim, vertices), requires_grad=joint)
+        if joint:
+            nn.init.normal_(self.E, std=vertices**-0.5)
+            self.D = nn.Parameter(self.E.detach().T.clone())  # transposed at the start, then on its own
+        self.register_buffer("mean", torch.zeros(vertices))
+        self.register_buffer("latent_mean", torch.zeros(latent_dim))
+        self.register_buffer("latent_scale", torch.ones(latent_dim))
+
+    def encode(self, x):
+        """x [...,V] in z-scores -> z [...,d]."""
+        return (F.linear(x - self.mean, self.E) - self.latent_mean) / self.latent_scale
+
+    def decode(self, z):
+        """z [...,d] -> x [...,V] in z-scores."""
+        D = self.D if self.joint else self.E.T
+        return F.linear(z * self.latent_scale + self.latent_mean, D) + self.mean
+
+    @torch.no_grad()
+    def fit(self, frames, block=4096):
+        """Closed-form optimum for frames [T,V] (anything that slices like an array).
+
+        The covariance of V = 91,282 vertices would be 33 GB; the Gram matrix X X^T [T,T] has the same
+        nonzero eigenvalues, and E = S^-1 U^T X. It is summed over blocks of vertices, the most that
+        is held. For T > V the V x V side is the small one. Lowers latent_dim to the rank of the
+        frames, beyond which directions are rounding errors. Returns the share of variance kept.
+        """
+        T, V = frames.shape
+        if V != self.vertices or T < 2:
+            raise ValueError(f"frames must be [T >= 2, {self.vertices}], got {[T, V]}")
+
+        def column(s):  # [T,v] minus its mean
+            x = torch.as_tensor(frames[:, s]).to(self.E.device, torch.float32)
+            return x - self.mean[s]
+        self.mean.zero_()
+        spans = [slice(a, min(a + block, V)) for a in range(0, V, block)]
+        self.mean = torch.cat([column(s).mean(0) for s in spans])                         # [V]
+        if T <= V:
+            gram = sum((c @ c.T).cpu().double() for c in map(column, spans))              # [T,T]
+        else:
+            gram = (column(slice(0, V)).T @ column(slice(0, V))).cpu().double()           # [V,V]
+        power, U = torch.linalg.eigh(gram)                                                # ascending
+        rank = int((power > 1e-6 * power[-1]).sum())  # float32 products are good to about 1e-7
+        d = self.latent_dim = min(self.latent_dim, rank)
+        kept = float(power[-d:].sum() / power.sum())
+        scale, U = power[-d:].flip(0).sqrt(), U[:, -d:].flip(1)                           # [d], [T or V,d]
+        weight = (U / scale if T <= V else U).T.float().to(self.E.device)                 # [d,T or V]
+        E = torch.cat([weight @ column(s) for s in spans], 1) if T <= V else weight       # [d,V]
+        self.E = nn.Parameter(E.contiguous(), requires_grad=False)
+        self.latent_mean = torch.zeros(d, device=E.device)
+        self.latent_scale = (scale / math.sqrt(T)).float().to(E.device)
+        return kept
+
+    def reconstruction_loss(self, x, momentum=0.01):
+        """Joint mode: the loss of E and D on x [B,K,V], and the latents z [B,K,d] for the DiT.
+
+        The diffusion loss must not reach E: noise is trivial to predict when z shrinks to zero and D
+        grows to undo it. Hence the detach, and a running scale that keeps z at unit variance.
+        """
+        u = F.linear(x, self.E)                           # [B,K,d]
+        loss = (F.linear(u, self.D) - x).square().mean()  # scalar
+        with torch.no_grad():
+            self.latent_mean.lerp_(u.mean((0, 1)), momentum)
+            self.latent_scale.lerp_(u.std((0, 1)).clamp(min=1e-6), momentum)
+        return loss, (u.detach() - self.latent_mean) / self.latent_scale
+
+
+# ---- 3. Noise schedule -----------------------------------------------------------------
+
+
+class NoiseSchedule:
+    """beta_n linear in n, and what follows from it (Eq. 1-2). float64, on the CPU."""
+
+    def __init__(self, steps=1000, beta_start=1e-4, beta_end=0.02):
+        self.steps = steps
+        self.beta = torch.linspace(beta_start, beta_end, steps, dtype=torch.float64)  # [N]
+        self.alpha = 1 - self.beta                                                     # [N]
+        self.alpha_bar = torch.cumprod(self.alpha, 0)                                  # [N]
+
+    def signal_noise(self, n, like):
+        """sqrt(alpha_bar_n) and sqrt(1 - alpha_bar_n), shaped [B,1,...] to multiply `like`."""
+        pick = lambda c: c.to(like.dtype).to(like.device)[n].view(-1, *(1,) * (like.ndim - 1))  # noqa: E731
+        return pick(self.alpha_bar.sqrt()), pick((1 - self.alpha_bar).sqrt())
+
+    def add_noise(self, z, n, eps):
+        """Eq. 2: z^(n) = sqrt(abar_n) z + sqrt(1 - abar_n) eps.  z, eps [B,...]; n [B] from 0."""
+        signal, noise = self.signal_noise(n, z)
+        return signal * z + noise * eps
+
+    def velocity(self, z, n, eps):
+        """v = sqrt(abar_n) eps - sqrt(1 - abar_n) z (Salimans and Ho 2022).
+
+        At the noisiest steps eps is all of z^(n), and predicting it teaches nothing. There v is -z: the
+        frames themselves, for which the EEG is all there is.
+        """
+        signal, noise = self.signal_noise(n, z)
+        return signal * eps - noise * z
+
+    def eps_from_velocity(self, z_n, n, v):
+        """Solves the two equations above for eps."""
+        signal, noise = self.signal_noise(n, z_n)
+        return signal * v + noise * z_n
+
+
+# ---- 4. Denoiser: a Gaussian prior and the diffusion transformer (DiT) -----------------
+
+
+class GaussianPrior(nn.Module):
+    """The best denoiser of a stationary Gaussian process with the latents' own autocovariance.
+
+    BOLD is smooth in time. With C the K x K autocovariance of one latent, z^(n) has covariance
+    abar C + (1 - abar) I, and E[eps | z^(n)] = sqrt(1 - abar) (abar C + (1 - abar) I)^-1 z^(n).
+    The network is given this answer and learns what it leaves out, first of all what the EEG says:
+    the skip connection of EDM (Karras et al. 2022), a matrix in place of a number. The paper has
+    none; with an hour of data it saves the network from learning smoothness by heart.
+    """
+
+    def __init__(self, latent_dim, lags=64):
+        super().__init__()
+        self.register_buffer("autocovariance", torch.zeros(lags, latent_dim))  # [lags,d]
+        self.spectra = {}
+
+    @torch.no_grad()
+    def fit(self, segments):
+        """c[l] = mean z_t z_{t+l}, from segments [t,d] of consecutive latents.
+
+        Divided by all frames and not by the pairs at lag l: only then is no variance negative.
+        """
+        self.spectra, total = {}, sum(len(z) for z in segments)
+        for lag in range(len(self.autocovariance)):
+            products = (z[: max(0, len(z) - lag)] * z[lag:] for z in segments)
+            self.autocovariance[lag] = sum(p.sum(0) for p in products) / total
+
+    def covariance(self, a, b):
+        """C [d,len(a),len(b)] in float64 between times a and b, in frames, whole or not.
+
+        Linear in between, which multiplies the power spectrum by sinc^2 and keeps it positive.
+        """
+        c = F.pad(self.autocovariance.double().cpu(), (0, 0, 0, 2))    # [lags+2,d] zero beyond the last lag
+        lag = (a.double().cpu()[:, None] - b.double().cpu()).abs().clamp(max=len(c) - 2)  # [Ka,Kb]
+        low = lag.long()
+        return torch.lerp(c[low], c[low + 1], (lag - low)[..., None]).permute(2, 0, 1)
+
+    def forward(self, z_n, n, schedule, predict, positions):
+        """The prior's eps or v for z_n [B,K,d], n [B], positions [K]."""
+        key = (tuple(positions.tolist()), z_n.device)
+        if key not in self.spectra:  # C = U diag(power) U^T: the inverse is then a division, at any n
+            power, U = torch.linalg.eigh(self.covariance(positions, positions))  # [d,K], [d,K,K]
+            self.spectra[key] = power.clamp(min=0).to(z_n), U.to(z_n)
+        power, U = self.spectra[key]
+        with torch.autocast(z_n.device.type, enabled=False):
+            signal, noise = schedule.signal_noise(n, z_n)             # [B,1,1]
+            gain = noise if predict == "eps" else signal * noise * (1 - power)
+            gain = gain / (signal**2 * power + noise**2)              # [B,d,K]
+            u = torch.einsum("dkm,bkd->bdm", U, z_n)                  # [B,d,K] in the eigenbasis of time
+            return torch.einsum("dkm,bdm->bkd", U, gain * u)          # [B,K,d]
+
+
+def sinusoid(position, dim, max_period=10000.0):
+    """Encode real numbers, position [...] -> [...,dim]: diffusion steps, and times in frames.
+
+    Times are floats, so a frame between two others, or in a longer sequence, needs no other network.
+    """
+    rate = torch.exp(-math.log(max_period) * torch.arange(dim // 2, dtype=torch.float32) / (dim // 2))
+    angle = position[..., None].float() * rate.to(position.device)  # [...,dim/2]
+    return torch.cat([angle.cos(), angle.sin()], -1)                # [...,dim]
+
+
+class Attention(nn.Module):
+    """Multi-head attention of x [B,M,w] over context [B,L,w]; self-attention when they are one."""
+
+    def __init__(self, width, heads):
+        super().__init__()
+        self.heads = heads
+        self.q, self.kv = nn.Linear(width, width), nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x, context, bias=None):
+        def split(u):  # [B,M,w] -> [B,heads,M,w/heads]
+            return u.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        k, v = self.kv(context).chunk(2, -1)                              # [B,L,w] each
+        u = F.scaled_dot_product_attention(split(self.q(x)), split(k), split(v), bias)  # [B,heads,M,w/heads]
+        return self.out(u.transpose(1, 2).flatten(2))                     # [B,M,w]
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention to the EEG, MLP; each modulated by the diffusion step.
+
+    adaLN-zero (Peebles and Xie 2023): shift and scale act after each LayerNorm, and a gate on
+    each branch starts at zero, so that a fresh block is the identity and depth costs nothing at
+    the start. Any later re-initialisation of all Linear layers would silently undo that.
+
+    Each head of the cross-attention looks around a delay of its own, in frames: a learned Gaussian
+    bump over EEG time minus frame time, one tap of a haemodynamic response. The paper fixes one
+    delay of 4 s for the whole brain, and names learning it as future work.
+    """
+
+    def __init__(self, width, heads):
+        super().__init__()
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.self_attention, self.cross_attention = Attention(width, heads), Attention(width, heads)
+        self.delay = nn.Parameter(torch.linspace(-5, 4, heads)[:, None, None])  # frames
+        self.log_spread = nn.Parameter(torch.zeros(heads, 1, 1))
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.modulation = nn.Linear(width, 9 * width)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+
+    def forward(self, x, c, h, lag):
+        # x [B,M,w] tokens of noisy frames; c [B,w] step; h [B,L,w] EEG; lag [B,1,M,L] EEG time - frame time
+        s1, b1, g1, s2, b2, g2, s3, b3, g3 = self.modulation(F.silu(c))[:, None].chunk(9, -1)  # [B,1,w] each
+        u = self.norm(x) * (1 + s1) + b1                          # [B,M,w]
+        x = x + g1 * self.self_attention(u, u)                    # [B,M,w]
+        u = self.norm(x) * (1 + s2) + b2                          # [B,M,w]
+        bias = -0.5 * ((lag - self.delay) * torch.exp(-self.log_spread)) ** 2  # [B,heads,M,L]
+        x = x + g2 * self.cross_attention(u, h, bias.to(u.dtype))  # [B,M,w]
+        u = self.norm(x) * (1 + s3) + b3                          # [B,M,w]
+        return x + g3 * self.mlp(u)                               # [B,M,w]
+
+
+class DiT(nn.Module):
+    """eps_theta(z^(n), n, h): the noise in a sequence of noisy latent frames (Section 3.2).
+
+    The paper speaks of K x V = 912,820 vertex tokens, which no attention can hold; by its
+    implementation details one frame is one token (latent 1024 = width 1024). tokens_per_frame
+    splits a frame's latent into P tokens, each with a learned embedding of its place. EEG tokens
+    carry the same encoding of time, so that a frame can look at any EEG window of its sequence.
+    """
+
+    def __init__(self, latent_dim, eeg_dim, width, depth, heads, tokens_per_frame=1):
+        super().__init__()
+        if latent_dim % tokens_per_frame or width % heads or width % 2:
+            raise ValueError(f"latent_dim {latent_dim} must be a multiple of tokens_per_frame {tokens_per_frame}; "
+                             f"width {width} even and a multiple of heads {heads}")
+        self.width, self.P = width, tokens_per_frame
+        piece = latent_dim // tokens_per_frame
+        self.embed_z = nn.Linear(piece, width)
+        self.embed_h = nn.Sequential(nn.Linear(eeg_dim, width), nn.LayerNorm(width))
+        self.embed_n = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.place = nn.Parameter(0.02 * torch.randn(tokens_per_frame, width))
+        self.blocks = nn.ModuleList([Block(width, heads) for _ in range(depth)])
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.modulation = nn.Linear(width, 2 * width)
+        self.head = nn.Linear(width, piece)
+        for layer in (self.modulation, self.head):  # a fresh network answers 0
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, z_n, n, h, positions=None, eeg_positions=None):
+        """z_n [B,K,d], n [B] from 0, h [B,L,d_e] -> [B,K,d].
+
+        positions [K] or [B,K] and eeg_positions [L] or [B,L] are times in frames, by default 0, 1, 2...
+        L may exceed K: EEG from before and after the frames.
+        """
+        B, K, _ = z_n.shape
+        if positions is None:
+            positions = torch.arange(K, device=z_n.device)
+        if eeg_positions is None:
+            eeg_positions = positions if h.shape[1] == K else torch.arange(h.shape[1], device=h.device)
+        time = lambda p: sinusoid(p.expand(B, -1), self.width).to(z_n.dtype)         # noqa: E731  [B,K,w]
+        c = self.embed_n(sinusoid(n, self.width).to(z_n.dtype))                      # [B,w]
+        h = self.embed_h(h) + time(eeg_positions)                                    # [B,L,w]
+        u = self.embed_z(z_n.unflatten(-1, (self.P, -1)))                            # [B,K,P,w]
+        u = (u + self.place + time(positions)[:, :, None]).flatten(1, 2)             # [B,KP,w]
+        lag = eeg_positions.expand(B, -1)[:, None] - positions.expand(B, -1)[..., None]  # [B,K,L]
+        lag = lag.float().repeat_interleave(self.P, 1)[:, None]                      # [B,1,KP,L]
+        for block in self.blocks:
+            u = block(u, c, h, lag)                                                  # [B,KP,w]
+        scale, shift = self.modulation(F.silu(c))[:, None].chunk(2, -1)              # [B,1,w] each
+        u = self.head(self.norm(u) * (1 + scale) + shift)                            # [B,KP,d/P]
+        return u.unflatten(1, (K, self.P)).flatten(2)                                # [B,K,d]
+
+
+class NeuroFrames(nn.Module):
+    """EEG encoder and denoiser in one module: what train.py trains and sample.py loads.
+
+    predict: "eps", the noise (the paper, Eq. 3), or "v", see velocity. prior: add GaussianPrior's answer.
+    """
+
+    def __init__(self, channels, samples, latent_dim, eeg_encoder="conv", eeg_dim=512, width=1024, depth=6,
+                 heads=8, tokens_per_frame=1, predict="eps", prior=False, encoder_settings=None):
+        super().__init__()
+        self.predict, self.schedule = predict, NoiseSchedule()
+        encoder = {"conv": EEGEncoder, "bandpower": BandPowerEncoder}[eeg_encoder]
+        self.encoder = encoder(channels, samples, eeg_dim, **(encoder_settings or {}))
+        self.dit = DiT(latent_dim, eeg_dim, width, depth, heads, tokens_per_frame)
+        self.prior = GaussianPrior(latent_dim) if prior else None
+
+    def forward(self, z_n, n, h, positions=None, eeg_positions=None):
+        """z_n [B,K,d], n [B], encoded EEG h [B,L,d_e], positions [K] -> eps or v, [B,K,d]."""
+        if positions is None:
+            positions = torch.arange(z_n.shape[1])
+        out = self.dit(z_n, n, h, positions.to(z_n.device), eeg_positions)
+        return out if self.prior is None else out + self.prior(z_n, n, self.schedule, self.predict, positions)
+
+    def target(self, z, n, eps):
+        """What `forward` is compared with in the loss (Eq. 3)."""
+        return eps if self.predict == "eps" else self.schedule.velocity(z, n, eps)
+
+    def eps_model(self, h, positions=None, eeg_positions=None):
+        """The function (z_n, n) -> eps that `sample` calls."""
+        def eps(z_n, n):
+            out = self(z_n, n, h, positions, eeg_positions)  # [B,K,d]
+            return out if self.predict == "eps" else self.schedule.eps_from_velocity(z_n, n, out)
+        return eps
+
+
+# ---- 5. Sampler: DDPM, DDIM and InterRecon in one loop ---------------------------------
+
+
+def range_null_projection(x0, y, mask):
+    """x0 <- A^+ y + (I - A^+ A) x0: keep what was seen, and the guess for what was not.
+
+    A = diag(mask) over frames, so A^+ = A, the sum is a choice per frame, and A of the result is y
+    to the last bit. x0, y [B,K,d], or vertices in place of d; mask bool [K] or [B,K].
+    """
+    return torch.where(mask[..., None], y, x0)
+
+
+@torch.no_grad()
+def sample(eps_model, shape, schedule, steps=50, eta=0.0, y=None, mask=None, reuse_eps=True, generator=None,
+           antithetic=False, dtype=None, device=None):
+    """Algorithm 1: from noise to latent frames z [B,K,d] in `steps` network calls.
+
+    eps_model   (z_n [B,K,d], n LongTensor [B] counting from 0) -> eps [B,K,d]
+    eta         0: DDIM (Song et al. 2021). 1: DDPM; with steps = N, Algorithm 1.
+    y, mask     frames seen, y [B,K,d] in latents, mask bool [K] or [B,K]: InterRecon. Else direct.
+    reuse_eps   after the projection keep the network's eps (as DDNM does; Wang et al. 2023), or
+                recompute it from z^(n) and z0, as Algorithm 1 does without saying so. With eps known
+                exactly, recomputing leaves a hundred times the squared bias (measured in the tests).
+    antithetic  items i and i + B/2 get opposite noise. Each is as good a sample as any, but what is
+                odd in the noise cancels from a pair's mean (Hammersley and Morton 1956).
+    dtype, device   default to those of y, else to torch's dtype and the generator's device.
+
+    The printed Algorithm 1 has lost the bars of its alphas and diverges. The mean of
+    q(z^(n-1) | z^(n), z0) has coefficients sqrt(abar_{n-1}) beta_n / (1 - abar_n) and
+    sqrt(alpha_n) (1 - abar_{n-1}) / (1 - abar_n). The update below is that mean, written with eps. For
+    skipped steps n > n', abar_n / abar_n' takes the place of alpha_n: beta_n is one step's noise only.
+    """
+    if y is not None:
+        dtype, device = dtype or y.dtype, device or y.device
+    if antithetic and shape[0] % 2:
+        raise ValueError(f"antithetic sampling pairs items: the batch must be even, got {shape[0]}")
+    draw_on = generator.device if generator is not None else device
+    device = device or draw_on
+
+    def draw():
+        half = (shape[0] // 2, *shape[1:]) if antithetic else shape
+        noise = torch.randn(half, generator=generator, device=draw_on, dtype=dtype).to(device)
+        return torch.cat([noise, -noise]) if antithetic else noise
+
+    visited = torch.linspace(schedule.steps - 1, 0, steps, dtype=torch.float64).round().long().tolist()
+    z = draw()  # z^(N), [B,K,d]
+    for i, n in enumerate(visited):
+        abar = schedule.alpha_bar[n].item()
+        abar_next = schedule.alpha_bar[visited[i + 1]].item() if i + 1 < len(visited) else 1.0
+        eps = eps_model(z, torch.full((shape[0],), n, device=z.device))   # [B,K,d]
+        z0 = (z - math.sqrt(1 - abar) * eps) / math.sqrt(abar)            # [B,K,d] clean frames, estimated
+        if y is not None:
+            z0 = range_null_projection(z0, y, mask)                       # [B,K,d] now A z0 = y
+            if not reuse_eps:
+                eps = (z - math.sqrt(abar) * z0) / math.sqrt(1 - abar)    # [B,K,d] Eq. 2 solved for eps
+        # Zero at the last step, where abar' = 1: no noise is left in what is returned.
+        sigma = eta * math.sqrt((1 - abar_next) / (1 - abar) * (1 - abar / abar_next))
+        z = math.sqrt(abar_next) * z0 + math.sqrt(max(1 - abar_next - sigma**2, 0.0)) * eps  # [B,K,d]
+        if sigma > 0:
+            z = z + sigma * draw()                                        # [B,K,d]
+    return z

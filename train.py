@@ -1,0 +1,276 @@
+"""How are the weights found? One visible loop.
+
+    python train.py                            the synthetic subject, minutes on two CPU cores
+    python train.py --data cinebrain/sub1      a prepared subject (data.py), the paper's settings
+    python train.py --out OUT --resume         go on from OUT/last.pt as if nothing had happened
+
+Writes to OUT: ckpt.pt, the averaged weights with the lowest validation loss and all that sample.py
+needs beside them; last.pt, the whole state of training; log.jsonl, one object a line.
+"""
+import argparse
+import contextlib
+import json
+import math
+import os
+import time
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import data
+from neuroframes import LinearAutoencoder, NeuroFrames
+
+# paper: Section 4.1. tiny: what measured best on the synthetic subject, and the place to start for
+# any session of minutes rather than hours, which cannot carry the paper's 150 million weights.
+PRESETS = {
+    "paper": dict(frames=10, latent_dim=1024, autoencoder="pca", eeg_encoder="conv", eeg_dim=512, predict="eps",
+                  prior="none", loss="latent", context=0, depth=6, heads=8, width=1024, epochs=200, batch_size=32,
+                  lr=1e-4, warmup=0, ema=0.999, eeg_filters=64, eeg_bands=40),
+    "tiny": dict(frames=10, latent_dim=64, autoencoder="pca", eeg_encoder="bandpower", eeg_dim=128, predict="v",
+                 prior="gaussian", loss="vertex", context=6, depth=2, heads=8, width=128, epochs=60, batch_size=32,
+                 lr=1e-3, warmup=100, ema=0.998, eeg_filters=32, eeg_bands=16)}
+
+
+def parse():
+    p = argparse.ArgumentParser(description="Train on one subject.",
+                                epilog="Flags without a default take it from --preset; see PRESETS in train.py.")
+    add = p.add_argument
+    add("--data", help="prepared subject (default: a synthetic one, made in OUT)")
+    add("--out", default="out", help="folder for checkpoints and log (default: out)")
+    add("--preset", choices=PRESETS, help="default: tiny for the synthetic subject, paper for any other")
+    add("--frames", type=int, help="frames a window, K; lower it if memory runs out")
+    add("--latent-dim", type=int, help="numbers a frame, d; lowered to the rank of the training frames")
+    add("--autoencoder", choices=["pca", "joint"], help="in closed form, or trained along with the rest (slow)")
+    add("--eeg-encoder", choices=["conv", "bandpower"], help="the paper's, or a filter bank with log power")
+    add("--eeg-dim", type=int, help="numbers an EEG token, d_e")
+    add("--eeg-filters", type=int, help="bandpower: spatial filters; lower it if memory or time runs out")
+    add("--eeg-bands", type=int, help="bandpower: frequency bands a filter; lower it if memory or time runs out")
+    add("--context", type=int, help="EEG windows shown before and after the K frames")
+    add("--predict", choices=["eps", "v"], help="what the network predicts: the noise, or the velocity")
+    add("--prior", choices=["none", "gaussian"], help="start from the Gaussian denoiser of the latents, or from nothing")
+    add("--loss", choices=["latent", "vertex"], help="every latent counts alike, or by how far it moves the vertices")
+    add("--tokens-per-frame", type=int, default=1, help="spatial tokens a frame; more cost memory and time (default: 1)")
+    add("--depth", type=int, help="transformer blocks; lower it if time runs out")
+    add("--heads", type=int, help="attention heads")
+    add("--width", type=int, help="transformer width; lower it first if memory or time runs out")
+    add("--steps", type=int, help="training steps (default: from --epochs)")
+    add("--epochs", type=int, help="passes over the training frames; lower it if time runs out")
+    add("--batch-size", type=int, help="windows a step; lower it if memory runs out")
+    add("--lr", type=float, help="peak learning rate")
+    add("--warmup", type=int, help="steps of linear warm-up before a cosine decay to 0; 0 keeps the rate constant")
+    add("--weight-decay", type=float, default=0.01, help="of AdamW (default: 0.01)")
+    add("--ema", type=float, help="decay of the averaged weights a step")
+    add("--no-validation", action="store_true",
+        help="train on the validation run too and keep the last weights; choose --steps by a run with validation first")
+    add("--compile", action="store_true", help="compile the transformer; what fails to compile runs as it is")
+    add("--seed", type=int, default=0, help="of weights, windows and noise (default: 0)")
+    add("--device", help="cpu, cuda or mps (default: the best there is)")
+    add("--resume", action="store_true", help="go on from OUT/last.pt with its settings, bit for bit on CPU")
+    a = p.parse_args()
+    a.preset = a.preset or ("paper" if a.data else "tiny")
+    given = {name for name in PRESETS[a.preset] if getattr(a, name) is not None}
+    for name in PRESETS[a.preset].keys() - given:
+        setattr(a, name, PRESETS[a.preset][name])
+    if a.autoencoder == "joint":  # latents move while E is trained: no covariance, no orthonormal D
+        if given & {"prior", "loss"} and (a.prior, a.loss) != ("none", "latent"):
+            data.fail("--autoencoder joint goes with --prior none and --loss latent only")
+        a.prior, a.loss = "none", "latent"
+    return a
+
+
+def pick_device(name):
+    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    return torch.device(name or best)
+
+
+def save(path, state):
+    """Write beside, flush, rename: a kill at any moment leaves the old file or the new one, whole."""
+    with open(path + ".tmp", "wb") as f:
+        torch.save(state, f)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(path + ".tmp", path)
+
+
+def encode_all(autoencoder, subject, normaliser, device, block=128):
+    """Latents [T,d] of every frame: with them cached, V never appears in the loop."""
+    spans = [slice(i, i + block) for i in range(0, len(subject.fmri), block)]
+    return torch.cat([autoencoder.encode(torch.from_numpy(normaliser.zscore(subject.fmri[s])).to(device)).cpu()
+                      for s in tqdm(spans, desc="encoding", unit="block", disable=len(spans) < 50)])
+
+
+def learning_rate(a, step):
+    if not a.warmup:
+        return a.lr
+    return a.lr * min((step + 1) / a.warmup, 0.5 * (1 + math.cos(math.pi * min(step / a.steps, 1))))
+
+
+def main():
+    a = parse()
+    last_path, best_path, log_path = (os.path.join(a.out, name) for name in ("last.pt", "ckpt.pt", "log.jsonl"))
+    device = pick_device(a.device)
+    resumed = None
+    if a.resume:
+        if not os.path.exists(last_path):
+            data.fail(f"{last_path}: nothing to resume; leave --resume out, or name the folder with --out")
+        resumed = torch.load(last_path, map_location=device, weights_only=True)
+        vars(a).update({k: v for k, v in resumed["settings"].items() if k not in ("out", "device", "resume")})
+    os.makedirs(a.out, exist_ok=True)
+    torch.manual_seed(a.seed)
+
+    # ---- data: stretches of whole runs, z-scored with training statistics
+    folder = a.data or os.path.join(a.out, "synthetic")
+    if not a.data and not os.path.exists(folder):
+        data.synthetic(folder)
+    subject = data.Subject(folder)
+    segments = {s: subject.segments(s, validation=not a.no_validation) for s in ("train", "val")}
+    normaliser = data.Normaliser.measure(subject, segments["train"])
+    starts = [(t, a.frames, lo, hi) for lo, hi in segments["train"] for t in range(lo, hi - a.frames + 1)]
+    if not starts:
+        data.fail(f"--frames {a.frames}: no training stretch of {folder} is that long; lower it")
+    validation = [w for w in data.tile(segments["val"], a.frames) if w[1] == a.frames]
+    index = np.concatenate([np.arange(lo, hi) for lo, hi in segments["train"]])  # training frames
+    a.steps = a.steps or max(1, a.epochs * len(index) // (a.frames * a.batch_size))
+
+    # ---- linear autoencoder: in closed form, then every frame's latent is computed once
+    joint, z_all = a.autoencoder == "joint", None
+    V, (_, C, W) = subject.fmri.shape[1], subject.eeg.shape
+    if resumed:
+        autoencoder = LinearAutoencoder(V, len(resumed["autoencoder"]["E"]), joint).to(device)
+        autoencoder.load_state_dict(resumed["autoencoder"])
+    else:
+        autoencoder = LinearAutoencoder(V, a.latent_dim, joint).to(device)
+        if not joint:
+            fitted = index[:: math.ceil(len(index) / 8192)]  # 8,192 frames determine 1,024 directions well
+            kept = autoencoder.fit(data.Columns(subject, normaliser, fitted))
+            print(f"autoencoder: {autoencoder.latent_dim} latents (of {a.latent_dim} asked for) keep {kept:.1%} of the "
+                  f"variance of {len(fitted):,} training frames")
+    if not joint:
+        z_all = encode_all(autoencoder, subject, normaliser, device)  # [T,d]
+
+    # ---- model, averaged copy, optimiser
+    config = dict(channels=C, samples=W, latent_dim=autoencoder.latent_dim, eeg_encoder=a.eeg_encoder,
+                  eeg_dim=a.eeg_dim, width=a.width, depth=a.depth, heads=a.heads, predict=a.predict,
+                  tokens_per_frame=a.tokens_per_frame, prior=a.prior == "gaussian", encoder_settings={})
+    if a.eeg_encoder == "bandpower":  # up to 75 Hz, where the paper's EEG is cut off
+        config["encoder_settings"] = dict(cycles=round(75 * subject.tr), filters=a.eeg_filters, bands=a.eeg_bands)
+    model, averaged = NeuroFrames(**config).to(device), NeuroFrames(**config).to(device)
+    schedule = model.schedule
+    if model.prior:
+        model.prior.fit([z_all[lo:hi].to(device) for lo, hi in segments["train"]])
+    averaged.load_state_dict(model.state_dict())
+    averaged.eval()
+    # D has orthonormal columns, so an error in latent_scale z is the same error in the vertices.
+    weight = autoencoder.latent_scale**2 if a.loss == "vertex" else torch.ones_like(autoencoder.latent_scale)
+    weight = weight / weight.mean()  # [d]
+    trained = [p for p in [*model.parameters(), *autoencoder.parameters()] if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=a.lr, betas=(0.9, 0.999), weight_decay=a.weight_decay,
+                                  fused=device.type == "cuda")
+    if a.compile:
+        torch._dynamo.config.suppress_errors = True
+        model.dit.compile()
+    bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    print(f"{sum(p.numel() for p in trained):,} weights on {device} in {'bfloat16' if bf16 else 'float32'}; {a.steps:,} "
+          f"steps of {a.batch_size} windows of {a.frames} frames; {len(index):,} training frames")
+
+    def batch(windows):
+        """z [B,K,d] (joint mode: frames x [B,K,V]), eeg [B,L,C,W], positions of the EEG [B,L]."""
+        frames, eeg, eeg_positions = data.window_indices(windows, a.context)
+        once, where = np.unique(eeg, return_inverse=True)  # windows of a batch overlap: read each EEG window once
+        s = torch.from_numpy(normaliser.eeg(subject.eeg[once]))[torch.from_numpy(where.reshape(eeg.shape))]
+        z = torch.from_numpy(normaliser.zscore(subject.fmri[frames])) if joint else z_all[torch.from_numpy(frames)]
+        return z.to(device), s.to(device), torch.from_numpy(eeg_positions).to(device)
+
+    def diffusion_loss(net, z, n, eps, eeg, eeg_positions):
+        """Eq. 3, one number a window [B]."""
+        out = net(schedule.add_noise(z, n, eps), n, net.encoder(eeg), eeg_positions=eeg_positions)  # [B,K,d]
+        return ((out - net.target(z, n, eps)).square() * weight).mean((1, 2))
+
+    @torch.no_grad()
+    def validate():
+        """Loss of the averaged weights on the validation run, on noise that is the same every time."""
+        losses = []
+        for i in range(0, len(validation), a.batch_size):
+            z, eeg, eeg_positions = batch(validation[i: i + a.batch_size])
+            reconstruction = 0.0
+            if joint:
+                x, z = z, autoencoder.encode(z)
+                reconstruction = (autoencoder.decode(z) - x).square().mean((1, 2))
+            for level in range(8):  # spread over the schedule: one random step a window would be far noisier
+                g = torch.Generator().manual_seed(level)
+                n = ((level + torch.rand(len(z), generator=g)) / 8 * schedule.steps).long().to(device)
+                eps = torch.randn(z.shape, generator=g).to(device)
+                losses.append(diffusion_loss(averaged, z, n, eps, eeg, eeg_positions) + reconstruction)
+        return torch.cat(losses).mean().item()
+
+    step, best = 0, {"val_loss": math.inf, "step": 0}
+    if resumed:
+        model.load_state_dict(resumed["model"])
+        averaged.load_state_dict(resumed["averaged"])
+        optimizer.load_state_dict(resumed["optimizer"])
+        step, best = resumed["step"], resumed["best"]
+        with open(log_path) as f:  # what was logged after last.pt was written will be logged again
+            kept = [line for line in f if json.loads(line)["step"] <= step]
+        with open(log_path, "w") as f:
+            f.writelines(kept)
+        print(f"resuming at step {step}")
+    elif os.path.exists(log_path):
+        os.remove(log_path)
+
+    # ---- the loop. All that is random in a step follows from (seed, step): a resumed run is the same run.
+    every = max(1, min(500, a.steps // 20))
+    bar = tqdm(total=a.steps, initial=step, unit="step")
+    losses, began = [], time.time()
+    while step < a.steps:
+        model.train()
+        torch.manual_seed(a.seed * 1_000_003 + step)
+        chosen = np.random.default_rng([a.seed, step]).integers(len(starts), size=a.batch_size)
+        z, eeg, eeg_positions = batch([starts[i] for i in chosen])
+        n = torch.randint(schedule.steps, (len(z),)).to(device)                  # [B]
+        with torch.autocast("cuda", torch.bfloat16) if bf16 else contextlib.nullcontext():
+            reconstruction = 0.0
+            if joint:
+                reconstruction, z = autoencoder.reconstruction_loss(z)           # z [B,K,d], without gradient
+            eps = torch.randn(z.shape).to(device)                                # [B,K,d]
+            loss = diffusion_loss(model, z, n, eps, eeg, eeg_positions).mean() + reconstruction
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(a, step)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        step += 1
+        # Early averages follow the weights closely, or samples drawn soon after the start would be noise.
+        decay = min(a.ema, (1 + step) / (10 + step))
+        with torch.no_grad():
+            for average, now in zip(averaged.state_dict().values(), model.state_dict().values()):
+                average.lerp_(now, 1 - decay) if average.is_floating_point() else average.copy_(now)
+        losses.append(loss.item())
+        bar.update()
+
+        if step % every == 0 or step == a.steps:
+            val_loss = validate() if validation else None
+            record = {"step": step, "loss": float(np.mean(losses)), "val_loss": val_loss,
+                      "lr": learning_rate(a, step - 1), "seconds": round(time.time() - began, 2)}
+            with open(log_path, "a") as f:
+                f.write(json.dumps(record) + "\n")
+            losses = []
+            if val_loss is None or val_loss < best["val_loss"]:
+                best = {"val_loss": math.inf if val_loss is None else val_loss, "step": step}
+                save(best_path, {
+                    "config": config, "model": averaged.state_dict(), "autoencoder": autoencoder.state_dict(),
+                    "normaliser": {k: torch.from_numpy(v) for k, v in normaliser.arrays().items()},
+                    "settings": vars(a), "subject": os.path.abspath(folder), "checksums": subject.meta["checksums"],
+                    **best})
+            save(last_path, {
+                "model": model.state_dict(), "averaged": averaged.state_dict(), "autoencoder": autoencoder.state_dict(),
+                "optimizer": optimizer.state_dict(), "settings": vars(a), "step": step, "best": best})
+            bar.set_postfix(loss=f"{record['loss']:.3f}", val=f"{val_loss:.3f}" if validation else "none")
+    bar.close()
+    print(f"wrote {best_path}: " + (f"step {best['step']} of {a.steps}, validation loss {best['val_loss']:.4f}"
+                                    if validation else f"step {a.steps}, without validation"))
+
+
+if __name__ == "__main__":
+    main()
