@@ -86,7 +86,7 @@ class Scores:
     """Collects frame scores [frames,3] a window, for every method and region."""
 
     def __init__(self, regions):
-        self.regions = {name: torch.from_numpy(np.flatnonzero(mask)) for name, mask in regions.items()}
+        self.regions = {name: torch.from_numpy(np.flatnonzero(mask)) for name, mask in regions.items() if mask.any()}
         self.windows = {}
 
     def add(self, method, x_hat, x):
@@ -127,9 +127,10 @@ def report(metrics, scores, scored):
             print(f"{'ridge on the true source power':34}" + "".join(f"{metrics['ceiling'][region][m]:10.3f}{'':9}" for m in METRICS))
     ours, shuffled = summary["neuroframes"]["whole"], summary["shuffled_eeg"]["whole"]
     wins, windows = scores.wins("neuroframes", "shuffled_eeg", "r")
-    ceiling = f" of a possible {metrics['ceiling']['whole']['r']:.2f}" if "ceiling" in metrics and not inter else ""
-    helped = "The EEG helped" if wins > windows / 2 and ours["mse"]["mean"] < shuffled["mse"]["mean"] else "The EEG did not help"
-    print(f"\n{helped}: r {ours['r']['mean']:.2f}{ceiling} with it, {shuffled['r']['mean']:.2f} with shuffled EEG "
+    ceiling = f" of a possible {metrics['ceiling']['whole']['r']:.3f}" if "ceiling" in metrics and not inter else ""
+    # Were both alike, wins would be a fair coin's: beyond n/2 + sqrt(n), two standard deviations, they are not.
+    helped = "The EEG helped" if wins > windows / 2 + windows**0.5 else "The EEG did not help measurably"
+    print(f"\n{helped}: r {ours['r']['mean']:.3f}{ceiling} with it, {shuffled['r']['mean']:.3f} with shuffled EEG "
           f"(better in {wins} of {windows} windows).", end=" ")
     if inter and "no_null_space" in summary:
         mse = {m: summary[m]["whole"]["mse"]["mean"] for m in ("neuroframes", "no_null_space", "linear", "gaussian")}
@@ -176,7 +177,8 @@ def source_ceiling(subject, normaliser, train, frames):
     X = np.concatenate([features(t) for t in runs_of(index)])
     Y = np.concatenate([normaliser.zscore(subject.fmri[a:b]) for a, b in train])
     centre = X.mean(0)
-    weights = np.linalg.solve((X - centre).T @ (X - centre) + 10 * np.eye(X.shape[1]), (X - centre).T @ Y)
+    penalty = 0.01 * len(X) * X.var() * np.eye(X.shape[1])  # lags of slow power are nearly collinear
+    weights = np.linalg.solve((X - centre).T @ (X - centre) + penalty, (X - centre).T @ Y)
     return np.concatenate([(features(t) - centre) @ weights for t in runs_of(frames)]) + Y.mean(0)
 
 
@@ -305,8 +307,9 @@ def main():
                 for method, z in runs.items():
                     with torch.no_grad():
                         each = autoencoder.decode(z[:, b]).cpu()                            # [S,K,V]
-                    # The mean of opposite pairs is not pulled by their spread, so no degree of freedom is lost.
-                    first, mean, std = each[0], each.mean(0), each.std(0, correction=a.samples % 2)  # [K,V]
+                    # Opposite pairs have their mean in the middle: no degree of freedom is lost to it.
+                    first, mean = each[0], each.mean(0)                                     # [K,V]
+                    std = each.std(0, correction=a.samples % 2) if a.samples > 1 else torch.zeros_like(mean)
                     if a.interrecon and not a.no_null_space:
                         # Pinned latents decode to D E x, not to x: the last projection is in vertex space.
                         seen = torch.from_numpy(mask)
