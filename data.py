@@ -28,7 +28,6 @@ from tqdm import tqdm
 
 # ---- 1. A synthetic subject, whose truth is known --------------------------------------
 
-
 def hrf(t):
     """Double-gamma haemodynamic response (Glover 1999) at t seconds: a peak at 5 s, a dip at 15 s."""
     return t**5 * np.exp(-t) / math.gamma(6) - t**15 * np.exp(-t) / math.gamma(16) / 6
@@ -46,14 +45,12 @@ def slow_noise(rng, samples, columns, seconds, dt):
 def synthetic(folder, seed=0, runs=10, frames=900, channels=16, fs=100, side=32, sources=8, background=24):
     """Make a prepared subject of side^2 vertices in a few seconds; the same seed makes the same one.
 
-    The story it tells is the one the method believes in:
     1. Neural sources oscillate, two to a band. The log of their amplitude wanders within seconds:
        their *power* carries the message, their phase carries none.
     2. EEG is the sources seen through a lead field, plus 1/f noise.
     3. BOLD is source power, late and smeared by the haemodynamic response, on smooth maps.
-    4. BOLD also has background fluctuations as smooth and as slow, of which the EEG knows nothing,
-       and white noise. So no method can be perfect; `sources.npy` holds the true power, from which
-       sample.py computes how good one can be.
+    4. BOLD also has fluctuations as smooth and as slow of which the EEG knows nothing, and white
+       noise. So none can be perfect; from the true power sample.py computes how good one can be.
     """
     rng = np.random.default_rng(seed)
     tr, delay, step, lead_in = 0.8, 4.0, 0.1, 30.0  # seconds; power is simulated every `step`
@@ -93,8 +90,8 @@ def synthetic(folder, seed=0, runs=10, frames=900, channels=16, fs=100, side=32,
         return first, x[first:], np.stack([eeg[:, i: i + W] for i in starts]), true
 
     made = [make_run() for _ in range(runs)]
-    meta = {"tr": tr, "fs": fs, "delay": delay, "first_volume": [m[0] for m in made], "source": f"synthetic, seed {seed}",
-            "frames_per_run": [len(m[1]) for m in made]}
+    meta = {"tr": tr, "fs": fs, "delay": delay, "source": f"synthetic, seed {seed}",
+            "first_volume": [m[0] for m in made], "frames_per_run": [len(m[1]) for m in made]}
     with Writer(folder, meta, V, channels, W) as out:
         for _, x, eeg, _ in made:
             out.add(x, eeg)
@@ -103,7 +100,6 @@ def synthetic(folder, seed=0, runs=10, frames=900, channels=16, fs=100, side=32,
 
 
 # ---- 2. Preparing recordings -----------------------------------------------------------
-
 
 def fail(message):
     sys.exit(f"error: {message}")
@@ -121,15 +117,15 @@ def load_npy(path, ndim):
 
 def finite(array, path):
     if not np.isfinite(array).all():
-        fail(f"{path}: {int((~np.isfinite(array)).sum())} values are NaN or infinite; set them to 0 or mend the file")
+        fail(f"{path}: {np.sum(~np.isfinite(array))} values are NaN or infinite; set them to 0 or mend the file")
     return array
 
 
 def eeg_windows(samples, volumes, tr, fs, delay):
     """Pair volumes with EEG: (first volume, first EEG sample of each kept volume's window).
 
-    BOLD follows neural activity by seconds, so the frame at k x TR is paired with the EEG window
-    [k x TR - delay, k x TR - delay + TR). Volumes whose window is not wholly recorded are dropped.
+    BOLD follows neural activity by seconds, so the frame at k TR goes with EEG [k TR - delay, k TR - delay + TR).
+    Volumes whose window is not wholly recorded are dropped.
     """
     starts = [round((k * tr - delay) * fs) for k in range(volumes)]
     kept = [k for k, a in enumerate(starts) if a >= 0 and a + round(tr * fs) <= samples]
@@ -137,11 +133,10 @@ def eeg_windows(samples, volumes, tr, fs, delay):
 
 
 class Writer:
-    """Writes a prepared subject in pieces, so that memory does not grow with the recording.
+    """Writes a prepared subject in pieces, into FOLDER.partial, which is renamed when complete.
 
-    All goes into FOLDER.partial, renamed when complete: a half-written subject is never taken for a
-    whole one. Arrays are appended to files, not memory-mapped: written pages of a memory map count
-    as this process's memory until the system flushes them.
+    Arrays are appended to files, not memory-mapped: written pages of a memory map count as this
+    process's memory until the system flushes them.
     """
 
     def __init__(self, folder, meta, V, C, W):
@@ -151,15 +146,15 @@ class Writer:
         self.files, self.hashes, T = {}, {}, sum(meta["frames_per_run"])
         for name, shape in {"fmri": (T, V), "eeg": (T, C, W)}.items():
             header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-            self.files[name], self.hashes[name] = open(self.path(f"{name}.npy"), "wb"), hashlib.blake2b(digest_size=8)
+            self.hashes[name] = hashlib.blake2b(digest_size=8)
+            self.files[name] = open(self.path(f"{name}.npy"), "wb")
             np.lib.format.write_array_header_1_0(self.files[name], header)
 
     def path(self, name):
         return os.path.join(self.partial, name)
 
     def add(self, fmri, eeg):
-        """Append frames [t,V] and their EEG windows [t,C,W]."""
-        for name, array in (("fmri", fmri), ("eeg", eeg)):
+        for name, array in (("fmri", fmri), ("eeg", eeg)):  # [t,V], [t,C,W]
             values = np.ascontiguousarray(array, "<f4").data
             self.files[name].write(values)
             self.hashes[name].update(values)
@@ -183,7 +178,7 @@ class Writer:
 
 
 def open_bold(path):
-    """(array-like [volumes,V] that reads when sliced, TR or None, brain-model axis or None)."""
+    """Array-like [volumes,V] that reads when sliced; TR and brain-model axis, or None."""
     if path.endswith(".npy"):
         return load_npy(path, 2), None, None
     try:
@@ -198,21 +193,21 @@ def open_bold(path):
 
 def prepare_runs(a):
     """One BOLD file and one continuous EEG .npy [C, samples] a run; EEG sample 0 = first volume."""
-    natural = lambda path: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", path)]  # noqa: E731  2 before 10
-    bolds, eegs = (sorted(glob.glob(pattern), key=natural) for pattern in (a.bold, a.eeg))
+    natural = lambda path: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", path)]  # noqa: E731
+    bolds, eegs = (sorted(glob.glob(g), key=natural) for g in (a.bold, a.eeg))  # run-2 before run-10
     if not bolds or len(bolds) != len(eegs):
-        fail(f"--bold {a.bold} matches {len(bolds)} files, --eeg {a.eeg} {len(eegs)}; expected one of each a run")
+        fail(f"--bold {a.bold} finds {len(bolds)} files, --eeg {a.eeg} {len(eegs)}; expected one of each a run")
     plan, tr, space = [], a.tr, None
     for bold_path, eeg_path in zip(bolds, eegs):
         bold, bold_tr, bold_space = open_bold(bold_path)
         tr = tr or bold_tr or fail(f"{bold_path}: an array has no TR; give it with --tr, in seconds")
         if plan and (bold.shape[1] != plan[0][2].shape[1] or bold_space != space):
-            fail(f"{bold_path}: its {bold.shape[1]} grayordinates are not those of {bolds[0]}; runs must share a space")
+            fail(f"{bold_path}: {bold.shape[1]} grayordinates, not those of {bolds[0]}; runs must share a space")
         space = bold_space
         C, samples = load_npy(eeg_path, 2).shape
         scan, recorded = bold.shape[0] * tr, samples / a.fs
         if recorded < scan - a.delay - tr or recorded > 1.5 * scan + 60:
-            fail(f"{eeg_path}: {C} channels x {samples} samples are {recorded:.1f} s at --fs {a.fs:g}, its BOLD lasts "
+            fail(f"{eeg_path}: {C} channels x {samples} samples last {recorded:.1f} s at --fs {a.fs:g}, its BOLD "
                  f"{scan:.1f} s; expected [channels, samples] of the same run at the right rate")
         plan.append((bold_path, eeg_path, bold, *eeg_windows(samples, bold.shape[0], tr, a.fs, a.delay)))
     C, W, V = a.channels or C, round(tr * a.fs), plan[0][2].shape[1]
@@ -238,9 +233,8 @@ def prepare_runs(a):
 def prepare_frames(a):
     """Folders with one .npy a frame, {i}.npy, as CineBrain distributes them: fMRI [V], EEG [>=C, W].
 
-    Their authors cut the fMRI 4 s late already, so file i of one folder belongs to file i of the
-    other and no delay is applied here. A run ends where numbers are missing, and every
-    --frames-per-run frames (20 runs of 18 min are 1350 frames each at TR 0.8 s).
+    Their authors cut the fMRI 4 s late already: file i of one folder belongs to file i of the other, and
+    no delay is applied here. A run ends where numbers are missing, and every --frames-per-run.
     """
     def numbered(folder):
         files = ((re.fullmatch(r"(\d+)\.npy", name), name) for name in os.listdir(folder))
@@ -263,13 +257,13 @@ def prepare_frames(a):
             test = {int(re.search(r"(\d+)\.npy$", path)[1]) for clip in json.load(f) for path in clip["fmri"]}
         meta["split"] = {"train": [i for i, n in enumerate(numbers) if n not in test],
                          "test": [i for i, n in enumerate(numbers) if n in test]}
-        if not meta["split"]["test"] or not meta["split"]["train"]:
-            fail(f"{a.split}: of {len(numbers)} frames {len(meta['split']['test'])} are for the test; expected some, not all")
+        if not 0 < len(meta["split"]["test"]) < len(numbers):
+            fail(f"{a.split}: names {len(meta['split']['test'])} of {len(numbers)} frames; expected some, not all")
     with Writer(a.out, meta, V, C, W) as out:
         for i in tqdm(numbers, unit="frame"):
             x, s = load_npy(bold[i], 1), load_npy(eeg[i], 2)
             if x.shape != (V,) or s.shape[0] < C or s.shape[1] != W:
-                fail(f"{bold[i]}, {eeg[i]}: shapes {x.shape}, {s.shape}; expected {(V,)}, at least {C} channels x {W}")
+                fail(f"{bold[i]}, {eeg[i]}: shapes {x.shape}, {s.shape}; expected {(V,)}, ({C} or more, {W})")
             out.add(finite(x, bold[i])[None], finite(s[:C], eeg[i])[None])
         save_regions(out, a.parcels, None, V)
 
@@ -307,7 +301,7 @@ def save_regions(out, parcels, space, V):
         found = names if space is None else np.array([name_at.get(p, "") for p in places(space)])
         rois.update({region: np.isin(found, members) for region, members in REGIONS.items()})
         if not rois["visual"].any():
-            fail(f"{path}: no parcel is named as in HCP MMP 1.0 (L_V1_ROI); found {', '.join(sorted(set(names))[:5])}")
+            fail(f"{path}: no parcel is named as in HCP MMP 1.0, such as L_V1_ROI; found {sorted(set(names))[:5]}")
     if rois:
         np.savez(out.path("rois.npz"), **rois)
         print("regions: " + ", ".join(f"{k} {int(m.sum()):,}" for k, m in rois.items()))
@@ -317,19 +311,17 @@ def save_cifti(path, values, rows, space):
     """Write values [rows,V] with the axes `rows` and `space` as CIFTI-2."""
     image = nib.Cifti2Image(np.asarray(values, np.float32), (rows, space))
     series = isinstance(rows, nib.cifti2.SeriesAxis)
-    image.nifti_header.set_intent("NIFTI_INTENT_CONNECTIVITY_DENSE_SERIES" if series
-                                  else "NIFTI_INTENT_CONNECTIVITY_DENSE_SCALARS")
+    image.nifti_header.set_intent("NIFTI_INTENT_CONNECTIVITY_DENSE_" + ("SERIES" if series else "SCALARS"))
     nib.imageglobals.logger.setLevel(40)  # nibabel warns about voxel sizes, which CIFTI does not have
     nib.save(image, path)
 
 
 def save_dtseries(path, frames, space, tr, start):
-    """Frames [T,V] in raw units as a dense series; start in seconds after the run's first volume."""
+    """Frames [T,V] in raw units as dense series; start in seconds after the run's first volume."""
     save_cifti(path, frames, nib.cifti2.SeriesAxis(start, tr, len(frames), "SECOND"), space)
 
 
 # ---- 4. Reading a prepared subject -----------------------------------------------------
-
 
 class Subject:
     """A prepared subject, memory-mapped. Frames stay in raw units on disk; see `Normaliser`."""
@@ -348,12 +340,11 @@ class Subject:
         self.space = there("space.dscalar.nii", lambda path: nib.load(path).header.get_axis(1))
 
     def segments(self, split, validation=True):
-        """Stretches [start, stop) of consecutive frames of one run that belong to `split`.
+        """Stretches [start, stop) of consecutive frames of one run in `split`: train, val or test.
 
-        train, val or test. Whole runs, because BOLD remembers: windows of one run on both sides of a
-        split share their slow fluctuations. By default the last fifth of the runs is the test set, and
-        the last training run is for validation when there are three. validation=False gives that run
-        back to training. A split that came with the data (clips) is kept, cut into stretches.
+        Splits are by whole runs, because windows of one run share its slow fluctuations. The last fifth
+        of the runs is the test set; of three or more training runs the last is for validation, unless
+        validation=False gives it back. A split that came with the data is kept.
         """
         label = np.full(len(self.fmri), "train")
         if "split" in self.meta:
@@ -373,11 +364,11 @@ class Subject:
 
 
 class Normaliser:
-    """z-scores with the statistics of given segments (the training ones), and back.
+    """z-scores with the statistics of the training segments, and back.
 
-    mean, std [V] of the frames, and eeg_scale [C], the largest |EEG| of each channel, by which the
-    paper scales it to (-1, 1). Vertices without variance get std 0: they are 0 in z-scores,
-    come back as their constant, and are left out of scores (`valid`).
+    mean, std [V] of the frames; eeg_scale [C], the largest |EEG| of a channel, by which the paper scales
+    it to (-1, 1). Vertices without variance get std 0: they are 0 in z-scores, come back as their
+    constant, and are left out of scores (`valid`).
     """
 
     def __init__(self, mean, std, eeg_scale):
@@ -390,7 +381,7 @@ class Normaliser:
         blocks = [slice(i, min(i + block, b)) for a, b in segments for i in range(a, b, block)]
         count, V = sum(b - a for a, b in segments), subject.fmri.shape[1]
         total, square, scale = np.zeros(V), np.zeros(V), np.zeros(subject.eeg.shape[1])
-        shift = subject.fmri[blocks[0].start].astype(np.float64)  # summing x - shift spares digits where means are large
+        shift = subject.fmri[blocks[0].start].astype(np.float64)  # sums of x - shift keep their digits
         for s in tqdm(blocks, desc="statistics", unit="block", disable=len(blocks) < 50):
             x = subject.fmri[s].astype(np.float64) - shift
             total += x.sum(0)
@@ -400,9 +391,6 @@ class Normaliser:
         std = np.sqrt(np.maximum(variance, 0))
         std[std <= 1e-6 * np.abs(mean)] = 0
         return cls(mean, std, np.where(scale > 0, scale, 1))
-
-    def arrays(self):
-        return {"mean": self.mean, "std": self.std, "eeg_scale": self.eeg_scale}
 
     def zscore(self, frames):
         return (np.asarray(frames, np.float32) - self.mean) * self.inverse
@@ -414,34 +402,17 @@ class Normaliser:
         return np.asarray(windows, np.float32) / self.eeg_scale[:, None]
 
 
-class Columns:
-    """Frames of a subject as one z-scored [T,V] array that reads from disk the columns it is sliced for."""
-
-    def __init__(self, subject, normaliser, index):
-        self.subject, self.normaliser, self.index = subject, normaliser, index
-        self.shape = (len(index), subject.fmri.shape[1])
-
-    def __getitem__(self, key):
-        columns, n = key[1], self.normaliser
-        x = np.asarray(self.subject.fmri[self.index, columns], np.float32)
-        return (x - n.mean[columns]) * n.inverse[columns]
-
-
 def tile(segments, K):
-    """Windows (start, length, low, high) that cover each segment once; low, high are its borders.
-
-    The last window is moved back to fit, so it shares frames with the one before; a segment shorter
-    than K becomes one short window, which the model takes as well as any other length.
-    """
+    """Windows (start, length, low, high) that cover segments [low, high). The last one of a segment is
+    moved back to fit; a segment shorter than K becomes one short window."""
     return [(min(i, max(a, b - K)), min(K, b - a), a, b) for a, b in segments for i in range(a, b, K)]
 
 
 def window_indices(windows, context):
-    """Frames [B,K], EEG windows [B,K+2c] and the EEG's positions relative to the first frame.
+    """Indices of frames [B,K] and EEG windows [B,K+2c], and the EEG's positions relative to the first frame.
 
-    A frame's BOLD reflects the EEG of the ten seconds around its window, so the EEG of `context`
-    further frames on each side is shown too. Past a segment's border its last window is repeated,
-    at its true position: nothing false is said and all windows of a batch stay equally long.
+    A frame's BOLD reflects the EEG of ten seconds and more, so the EEG of c = `context` further frames on
+    each side is shown too. Past a segment's border its last window is repeated, at its true position.
     """
     start, K = np.array([w[0] for w in windows])[:, None], windows[0][1]
     low, high = np.array([w[2] for w in windows])[:, None], np.array([w[3] for w in windows])[:, None]
@@ -449,14 +420,11 @@ def window_indices(windows, context):
     return start + np.arange(K), eeg, eeg - start
 
 
-# ---- The command -----------------------------------------------------------------------
-
-
 def main():
     p = argparse.ArgumentParser(description="Prepare one subject's EEG and fMRI for train.py.")
     add = p.add_argument
-    add("--bold", required=True, help="glob of one .dtseries.nii or .npy [volumes, V] a run; or folder of .npy [V] frames")
-    add("--eeg", required=True, help="glob of one .npy [channels, samples] a run; or folder of one .npy a frame")
+    add("--bold", required=True, help="glob of a .dtseries.nii or .npy [volumes, V] a run; or a folder of frames")
+    add("--eeg", required=True, help="glob of an .npy [channels, samples] a run; or a folder of windows")
     add("--out", required=True, help="folder of the prepared subject (4 bytes a vertex and frame of disk)")
     add("--fs", type=float, default=1000, help="EEG samples a second (default: 1000); not for folders")
     add("--tr", type=float, help="seconds a volume, where the BOLD files do not say it")
@@ -467,13 +435,12 @@ def main():
     add("--split", help="folders: a CineBrain JSON of test clips (default: the last fifth of the runs)")
     a = p.parse_args()
     if os.path.isdir(a.bold) != os.path.isdir(a.eeg):
-        fail(f"--bold {a.bold}, --eeg {a.eeg}: one is a folder of frames, the other is not; expected both or neither")
+        fail(f"--bold {a.bold}, --eeg {a.eeg}: one is a folder of frames; expected both or neither")
     (prepare_frames if os.path.isdir(a.bold) else prepare_runs)(a)
     subject = Subject(a.out)
     (T, V), (_, C, W) = subject.fmri.shape, subject.eeg.shape
     print(f"{a.out}: {T:,} frames x {V:,} vertices, EEG {C} channels x {W} samples, TR {subject.tr:g} s")
-    for split in ("train", "val", "test"):
-        found = subject.segments(split)
+    for split, found in ((split, subject.segments(split)) for split in ("train", "val", "test")):
         print(f"  {split:5} {sum(b - a for a, b in found):6,} frames in {len(found)} stretches")
     # Two subjects with one checksum are one subject twice: this has happened in a public release.
     print("  checksums " + ", ".join(f"{k} {v}" for k, v in subject.meta["checksums"].items()))

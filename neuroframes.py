@@ -3,21 +3,15 @@
 The whole of "Modeling Spatiotemporal Neural Frames for High Resolution Brain Dynamics" (CVPR 2026,
 arXiv 2603.24176), in the order in which data flows through it. No files, arguments or printing.
 
-    1  EEG encoders        eeg [B,K,C,W] -> h [B,K,d_e]                      Section 3.3
-    2  linear autoencoder  x [B,K,V] <-> z [B,K,d]                           Section 3.3
-    3  noise schedule      z -> z^(n)                                        Eq. 1-2
-    4  denoiser            (z^(n), n, h) -> the noise in z^(n)               Section 3.2, Eq. 3
-    5  sampler             noise -> z, held to the frames that were seen     Algorithm 1
+    1  EEG encoders        eeg [B,K,C,W] -> h [B,K,d_e]                     Section 3.3
+    2  linear autoencoder  x [B,K,V] <-> z [B,K,d]                          Section 3.3
+    3  noise schedule      z -> z^(n)                                       Eq. 1-2
+    4  denoiser            (z^(n), n, h) -> the noise in z^(n)              Section 3.2, Eq. 3
+    5  sampler             noise -> z, held to the frames that were seen    Algorithm 1
 
-Symbols, here and in the paper. Beware: k counts frames (time), n counts diffusion steps.
-
-    x    X, x_k      [B,K,V]    fMRI frames, z-scored          B windows, K frames, V vertices
-    eeg  S, s_k      [B,K,C,W]  one EEG window a frame         C channels, W samples
-    h    h_EEG       [B,K,d_e]  EEG tokens
-    z                [B,K,d]    latent frames, about unit variance
-    z_n  x^(n)       [B,K,d]    latent frames with the noise of step n; the code counts n from 0
-    alpha_bar        [N]        the share of signal left in the variance of z_n
-    A, y                        the measurement operator and what it measured: y = A x
+B windows of K frames; V vertices, d latents a frame; C EEG channels, W samples a frame. Beware: k
+counts frames (time), n counts diffusion steps, from 0 here and from 1 in the paper. In the paper's
+symbols x is X, eeg S, h h_EEG, z_n x^(n), and alpha_bar the share of signal in the variance of z_n.
 """
 import math
 
@@ -27,13 +21,12 @@ from torch import nn
 
 # ---- 1. EEG encoders ---------------------------------------------------------------------
 
-
 class EEGEncoder(nn.Module):
     """The paper's temporal convolutional encoder: [B,K,C,W] -> [B,K,dim], each window on its own.
 
-    Blocks of Conv1d (stride 2), BatchNorm and GELU, each halving time and doubling the channels; a
-    global average over time; a two-layer MLP. The paper gives neither the number of blocks nor
-    the widths: ours stops when about 16 samples are left, and is at most 512 wide.
+    Blocks of Conv1d (stride 2), BatchNorm and GELU, each halving time and doubling the channels; an
+    average over time; a two-layer MLP (Section 3.3). The paper gives neither the number of blocks
+    nor the widths: ours stops when about 16 samples are left, and is at most 512 wide.
     """
 
     def __init__(self, channels, samples, dim):
@@ -47,10 +40,8 @@ class EEGEncoder(nn.Module):
 
     def forward(self, eeg):
         B, K, C, W = eeg.shape
-        u = eeg.reshape(B * K, C, W)  # [BK,C,W]    every window is an item of its own
-        u = self.blocks(u)            # [BK,c,W/2^L]
-        u = u.mean(-1)                # [BK,c]      global average pool
-        return self.mlp(u).view(B, K, -1)  # [B,K,dim]
+        u = self.blocks(eeg.reshape(B * K, C, W))     # [BK,c,W/2^L]
+        return self.mlp(u.mean(-1)).view(B, K, -1)    # [B,K,dim]  after a global average pool
 
 
 class BandPowerEncoder(nn.Module):
@@ -59,11 +50,9 @@ class BandPowerEncoder(nn.Module):
     BOLD follows the *power* of EEG rhythms, not their voltage (Goense and Logothetis 2008). Stacked
     convolutions have to discover the squaring; here it is built in, and what is left to learn is
     where (spatial filters over channels) and at which frequencies (bands). By Parseval's theorem,
-    to filter, square and average over time is to sum |X(f)|^2 with weights.
-
-    Windows follow one another without a gap, so the spectrum of a window is taken over `span`
-    windows around it: rhythms 1 Hz apart blur in 0.8 s, but not in 2.4 s.
-    cycles: the highest frequency, in cycles a window (75 Hz is 60 cycles in 0.8 s).
+    to filter, square and average over time is to sum |X(f)|^2 with weights. Windows follow one
+    another without a gap, so a window's spectrum is taken over `span` windows around it: rhythms
+    1 Hz apart blur in 0.8 s, not in 2.4 s. cycles: the highest frequency, in cycles a window.
     """
 
     def __init__(self, channels, samples, dim, cycles=60, filters=64, bands=40, span=3, dropout=0.5):
@@ -102,14 +91,12 @@ class BandPowerEncoder(nn.Module):
 
 # ---- 2. Linear autoencoder -------------------------------------------------------------
 
-
 class LinearAutoencoder(nn.Module):
     """Frames of V vertices <-> d latents, by one linear map each way (Section 3.3).
 
     Why linear? A mask over *frames* acts on the frame axis and E on the vertex axis, so they
     commute: anchor frames could be pinned in the latents of any frame-wise encoder. A mask over
     *vertices* is where linearity pays: A D z = y stays a linear system in z, with a pseudo-inverse.
-
     What would training find? The best linear autoencoder is the PCA subspace (Eckart and Young
     1936; Baldi and Hornik 1989), so `fit` computes it in closed form: E has orthonormal rows and
     D = E^T. Latents are then scaled to unit variance (whitened), the variance at which the noise
@@ -148,10 +135,7 @@ class LinearAutoencoder(nn.Module):
         T, V = frames.shape
         if V != self.vertices or T < 2:
             raise ValueError(f"frames must be [T >= 2, {self.vertices}], got {[T, V]}")
-
-        def column(s):  # [T,v] minus its mean
-            x = torch.as_tensor(frames[:, s]).to(self.E.device, torch.float32)
-            return x - self.mean[s]
+        column = lambda s: torch.as_tensor(frames[:, s]).to(self.E) - self.mean[s]  # noqa: E731  [T,v]
         self.mean.zero_()
         spans = [slice(a, min(a + block, V)) for a in range(0, V, block)]
         self.mean = torch.cat([column(s).mean(0) for s in spans])                         # [V]
@@ -162,21 +146,17 @@ class LinearAutoencoder(nn.Module):
         power, U = torch.linalg.eigh(gram)                                                # ascending
         rank = int((power > 1e-6 * power[-1]).sum())  # float32 products are good to about 1e-7
         d = self.latent_dim = min(self.latent_dim, rank)
-        kept = float(power[-d:].sum() / power.sum())
         scale, U = power[-d:].flip(0).sqrt(), U[:, -d:].flip(1)                           # [d], [T or V,d]
         weight = (U / scale if T <= V else U).T.float().to(self.E.device)                 # [d,T or V]
         E = torch.cat([weight @ column(s) for s in spans], 1) if T <= V else weight       # [d,V]
-        self.E = nn.Parameter(E.contiguous(), requires_grad=False)
-        self.latent_mean = torch.zeros(d, device=E.device)
-        self.latent_scale = (scale / math.sqrt(T)).float().to(E.device)
-        return kept
+        self.E = nn.Parameter(E, requires_grad=False)
+        self.latent_mean, self.latent_scale = torch.zeros(d).to(E), (scale / math.sqrt(T)).float().to(E)
+        return float(power[-d:].sum() / power.sum())
 
     def reconstruction_loss(self, x, momentum=0.01):
-        """Joint mode: the loss of E and D on x [B,K,V], and the latents z [B,K,d] for the DiT.
-
-        The diffusion loss must not reach E: noise is trivial to predict when z shrinks to zero and D
-        grows to undo it. Hence the detach, and a running scale that keeps z at unit variance.
-        """
+        """Joint mode: the loss of E and D on x [B,K,V], and the latents z [B,K,d] for the DiT. The
+        diffusion loss must not reach E: noise is trivial to predict when z shrinks to zero and D grows
+        to undo it. Hence the detach, and a running scale that keeps z at unit variance."""
         u = F.linear(x, self.E)                           # [B,K,d]
         loss = (F.linear(u, self.D) - x).square().mean()  # scalar
         with torch.no_grad():
@@ -187,23 +167,22 @@ class LinearAutoencoder(nn.Module):
 
 # ---- 3. Noise schedule -----------------------------------------------------------------
 
-
 class NoiseSchedule:
-    """beta_n linear in n, and what follows from it (Eq. 1-2). float64, on the CPU."""
+    """beta_n linear in n, and what follows from it (Eq. 1-2); float64 [N], on the CPU."""
 
     def __init__(self, steps=1000, beta_start=1e-4, beta_end=0.02):
         self.steps = steps
-        self.beta = torch.linspace(beta_start, beta_end, steps, dtype=torch.float64)  # [N]
-        self.alpha = 1 - self.beta                                                     # [N]
-        self.alpha_bar = torch.cumprod(self.alpha, 0)                                  # [N]
+        self.beta = torch.linspace(beta_start, beta_end, steps, dtype=torch.float64)
+        self.alpha = 1 - self.beta
+        self.alpha_bar = torch.cumprod(self.alpha, 0)
 
     def signal_noise(self, n, like):
-        """sqrt(alpha_bar_n) and sqrt(1 - alpha_bar_n), shaped [B,1,...] to multiply `like`."""
+        """sqrt(alpha_bar_n) and sqrt(1 - alpha_bar_n) for n [B], shaped to multiply `like` [B,...]."""
         pick = lambda c: c.to(like.dtype).to(like.device)[n].view(-1, *(1,) * (like.ndim - 1))  # noqa: E731
         return pick(self.alpha_bar.sqrt()), pick((1 - self.alpha_bar).sqrt())
 
     def add_noise(self, z, n, eps):
-        """Eq. 2: z^(n) = sqrt(abar_n) z + sqrt(1 - abar_n) eps.  z, eps [B,...]; n [B] from 0."""
+        """Eq. 2: z^(n) = sqrt(abar_n) z + sqrt(1 - abar_n) eps."""
         signal, noise = self.signal_noise(n, z)
         return signal * z + noise * eps
 
@@ -224,15 +203,14 @@ class NoiseSchedule:
 
 # ---- 4. Denoiser: a Gaussian prior and the diffusion transformer (DiT) -----------------
 
-
 class GaussianPrior(nn.Module):
-    """The best denoiser of a stationary Gaussian process with the latents' own autocovariance.
+    """The exact denoiser of a stationary Gaussian process with the latents' own autocovariance.
 
     BOLD is smooth in time. With C the K x K autocovariance of one latent, z^(n) has covariance
     abar C + (1 - abar) I, and E[eps | z^(n)] = sqrt(1 - abar) (abar C + (1 - abar) I)^-1 z^(n).
-    The network is given this answer and learns what it leaves out, first of all what the EEG says:
-    the skip connection of EDM (Karras et al. 2022), a matrix in place of a number. The paper has
-    none; with an hour of data it saves the network from learning smoothness by heart.
+    The network adds to this what it leaves out, first of all what the EEG says: the skip connection
+    of EDM (Karras et al. 2022), with a matrix for a number. The paper has none; minutes of data do
+    not teach a network as much about smoothness.
     """
 
     def __init__(self, latent_dim, lags=64):
@@ -242,22 +220,17 @@ class GaussianPrior(nn.Module):
 
     @torch.no_grad()
     def fit(self, segments):
-        """c[l] = mean z_t z_{t+l}, from segments [t,d] of consecutive latents.
-
-        Divided by all frames and not by the pairs at lag l: only then is no variance negative.
-        """
+        """c[l] = mean z_t z_{t+l}, from segments [t,d] of consecutive latents. Divided by all frames, not
+        by the pairs at lag l: only then is no variance negative."""
         self.spectra, total = {}, sum(len(z) for z in segments)
         for lag in range(len(self.autocovariance)):
-            products = (z[: max(0, len(z) - lag)] * z[lag:] for z in segments)
-            self.autocovariance[lag] = sum(p.sum(0) for p in products) / total
+            self.autocovariance[lag] = sum((z[lag:] * z[: len(z[lag:])]).sum(0) for z in segments) / total
 
     def covariance(self, a, b):
-        """C [d,len(a),len(b)] in float64 between times a and b, in frames, whole or not.
-
-        Linear in between, which multiplies the power spectrum by sinc^2 and keeps it positive.
-        """
-        c = F.pad(self.autocovariance.double().cpu(), (0, 0, 0, 2))    # [lags+2,d] zero beyond the last lag
-        lag = (a.double().cpu()[:, None] - b.double().cpu()).abs().clamp(max=len(c) - 2)  # [Ka,Kb]
+        """C [d,len(a),len(b)], float64, between times in frames. Linear between whole lags: that multiplies
+        the power spectrum by sinc^2, so it stays positive."""
+        c = F.pad(self.autocovariance.cpu().double(), (0, 0, 0, 2))  # [lags+2,d] zero beyond the last lag
+        lag = (a.cpu().double()[:, None] - b.cpu().double()).abs().clamp(max=len(c) - 2)  # [Ka,Kb]
         low = lag.long()
         return torch.lerp(c[low], c[low + 1], (lag - low)[..., None]).permute(2, 0, 1)
 
@@ -277,10 +250,8 @@ class GaussianPrior(nn.Module):
 
 
 def sinusoid(position, dim, max_period=10000.0):
-    """Encode real numbers, position [...] -> [...,dim]: diffusion steps, and times in frames.
-
-    Times are floats, so a frame between two others, or in a longer sequence, needs no other network.
-    """
+    """Encode real numbers, position [...] -> [...,dim]: diffusion steps, and times in frames, which are
+    floats, so that a frame between two others or in a longer sequence needs no other network."""
     rate = torch.exp(-math.log(max_period) * torch.arange(dim // 2, dtype=torch.float32) / (dim // 2))
     angle = position[..., None].float() * rate.to(position.device)  # [...,dim/2]
     return torch.cat([angle.cos(), angle.sin()], -1)                # [...,dim]
@@ -306,13 +277,11 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """Self-attention, cross-attention to the EEG, MLP; each modulated by the diffusion step.
 
-    adaLN-zero (Peebles and Xie 2023): shift and scale act after each LayerNorm, and a gate on
-    each branch starts at zero, so that a fresh block is the identity and depth costs nothing at
-    the start. Any later re-initialisation of all Linear layers would silently undo that.
-
-    Each head of the cross-attention looks around a delay of its own, in frames: a learned Gaussian
-    bump over EEG time minus frame time, one tap of a haemodynamic response. The paper fixes one
-    delay of 4 s for the whole brain, and names learning it as future work.
+    adaLN-zero (Peebles and Xie 2023): shift and scale act after each LayerNorm, and a gate on each
+    branch starts at zero, so that a fresh block is the identity. Re-initialising all Linear layers
+    later would silently undo that. Each head of the cross-attention looks around a delay of its own,
+    a learned Gaussian bump over EEG time minus frame time in frames: one tap of a haemodynamic
+    response. The paper fixes one delay of 4 s for the whole brain, and leaves learning it open.
     """
 
     def __init__(self, width, heads):
@@ -341,16 +310,15 @@ class Block(nn.Module):
 class DiT(nn.Module):
     """eps_theta(z^(n), n, h): the noise in a sequence of noisy latent frames (Section 3.2).
 
-    The paper speaks of K x V = 912,820 vertex tokens, which no attention can hold; by its
-    implementation details one frame is one token (latent 1024 = width 1024). tokens_per_frame
-    splits a frame's latent into P tokens, each with a learned embedding of its place. EEG tokens
-    carry the same encoding of time, so that a frame can look at any EEG window of its sequence.
+    The paper speaks of K x V = 912,820 vertex tokens, which no attention can hold; by its details one
+    frame is one token (latent 1024 = width 1024). tokens_per_frame splits a frame into P tokens with
+    a learned embedding each. EEG tokens carry the same encoding of time as the frames.
     """
 
     def __init__(self, latent_dim, eeg_dim, width, depth, heads, tokens_per_frame=1):
         super().__init__()
         if latent_dim % tokens_per_frame or width % heads or width % 2:
-            raise ValueError(f"latent_dim {latent_dim} must be a multiple of tokens_per_frame {tokens_per_frame}; "
+            raise ValueError(f"latent_dim {latent_dim} must be a multiple of tokens_per_frame {tokens_per_frame}, "
                              f"width {width} even and a multiple of heads {heads}")
         self.width, self.P = width, tokens_per_frame
         piece = latent_dim // tokens_per_frame
@@ -367,11 +335,8 @@ class DiT(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, z_n, n, h, positions=None, eeg_positions=None):
-        """z_n [B,K,d], n [B] from 0, h [B,L,d_e] -> [B,K,d].
-
-        positions [K] or [B,K] and eeg_positions [L] or [B,L] are times in frames, by default 0, 1, 2...
-        L may exceed K: EEG from before and after the frames.
-        """
+        """z_n [B,K,d], n [B] from 0, h [B,L,d_e] -> [B,K,d]. positions [K] or [B,K] and eeg_positions [L]
+        or [B,L] are times in frames, by default 0, 1, 2... L > K: EEG from before and after the frames."""
         B, K, _ = z_n.shape
         if positions is None:
             positions = torch.arange(K, device=z_n.device)
@@ -380,8 +345,8 @@ class DiT(nn.Module):
         time = lambda p: sinusoid(p.expand(B, -1), self.width).to(z_n.dtype)         # noqa: E731  [B,K,w]
         c = self.embed_n(sinusoid(n, self.width).to(z_n.dtype))                      # [B,w]
         h = self.embed_h(h) + time(eeg_positions)                                    # [B,L,w]
-        u = self.embed_z(z_n.unflatten(-1, (self.P, -1)))                            # [B,K,P,w]
-        u = (u + self.place + time(positions)[:, :, None]).flatten(1, 2)             # [B,KP,w]
+        u = self.embed_z(z_n.unflatten(-1, (self.P, -1))) + self.place               # [B,K,P,w]
+        u = (u + time(positions)[:, :, None]).flatten(1, 2)                          # [B,KP,w]
         lag = eeg_positions.expand(B, -1)[:, None] - positions.expand(B, -1)[..., None]  # [B,K,L]
         lag = lag.float().repeat_interleave(self.P, 1)[:, None]                      # [B,1,KP,L]
         for block in self.blocks:
@@ -418,22 +383,19 @@ class NeuroFrames(nn.Module):
         return eps if self.predict == "eps" else self.schedule.velocity(z, n, eps)
 
     def eps_model(self, h, positions=None, eeg_positions=None):
-        """The function (z_n, n) -> eps that `sample` calls."""
+        """The function (z_n, n) -> eps that `sample` calls, all [B,K,d]."""
         def eps(z_n, n):
-            out = self(z_n, n, h, positions, eeg_positions)  # [B,K,d]
+            out = self(z_n, n, h, positions, eeg_positions)
             return out if self.predict == "eps" else self.schedule.eps_from_velocity(z_n, n, out)
         return eps
 
 
 # ---- 5. Sampler: DDPM, DDIM and InterRecon in one loop ---------------------------------
 
-
 def range_null_projection(x0, y, mask):
-    """x0 <- A^+ y + (I - A^+ A) x0: keep what was seen, and the guess for what was not.
-
-    A = diag(mask) over frames, so A^+ = A, the sum is a choice per frame, and A of the result is y
-    to the last bit. x0, y [B,K,d], or vertices in place of d; mask bool [K] or [B,K].
-    """
+    """x0 <- A^+ y + (I - A^+ A) x0: keep what was seen, and the guess for what was not. As A = diag(mask)
+    over frames, A^+ = A and the sum is a choice per frame, so A x0 = y to the last bit.
+    x0, y [B,K,d], or vertices in place of d; mask bool [K] or [B,K]."""
     return torch.where(mask[..., None], y, x0)
 
 
@@ -446,8 +408,8 @@ def sample(eps_model, shape, schedule, steps=50, eta=0.0, y=None, mask=None, reu
     eta         0: DDIM (Song et al. 2021). 1: DDPM; with steps = N, Algorithm 1.
     y, mask     frames seen, y [B,K,d] in latents, mask bool [K] or [B,K]: InterRecon. Else direct.
     reuse_eps   after the projection keep the network's eps (as DDNM does; Wang et al. 2023), or
-                recompute it from z^(n) and z0, as Algorithm 1 does without saying so. With eps known
-                exactly, recomputing leaves a hundred times the squared bias (measured in the tests).
+                recompute it from z^(n) and z0, as Algorithm 1 does without saying so. With exact
+                eps, recomputing leaves a hundred times the squared bias (measured in the tests).
     antithetic  items i and i + B/2 get opposite noise. Each is as good a sample as any, but what is
                 odd in the noise cancels from a pair's mean (Hammersley and Morton 1956).
     dtype, device   default to those of y, else to torch's dtype and the generator's device.
@@ -457,10 +419,10 @@ def sample(eps_model, shape, schedule, steps=50, eta=0.0, y=None, mask=None, reu
     sqrt(alpha_n) (1 - abar_{n-1}) / (1 - abar_n). The update below is that mean, written with eps. For
     skipped steps n > n', abar_n / abar_n' takes the place of alpha_n: beta_n is one step's noise only.
     """
-    if y is not None:
-        dtype, device = dtype or y.dtype, device or y.device
     if antithetic and shape[0] % 2:
         raise ValueError(f"antithetic sampling pairs items: the batch must be even, got {shape[0]}")
+    if y is not None:
+        dtype, device = dtype or y.dtype, device or y.device
     draw_on = generator.device if generator is not None else device
     device = device or draw_on
 

@@ -19,26 +19,27 @@ from tqdm import tqdm
 
 import data
 from neuroframes import GaussianPrior, LinearAutoencoder, NeuroFrames, range_null_projection, sample
-from train import pick_device
+from train import encode_all, pick_device
 
 METRICS = ("mse", "r", "cos")
 
 
 def parse():
-    p = argparse.ArgumentParser(description="Reconstruct the test runs.", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add = lambda *names, **kw: p.add_argument(*names, **kw)  # noqa: E731
+    p = argparse.ArgumentParser(description="Reconstruct the test runs.",
+                                formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add = p.add_argument
     add("--ckpt", default="out/ckpt.pt", help="checkpoint of train.py")
     add("--data", help="prepared subject (default: the one trained on)")
     add("--out", help="folder for results (default: the checkpoint's)")
     add("--interrecon", action="store_true", help="complete frames between anchors by null-space sampling")
     add("--gap", type=int, default=2, help="every gap-th frame of a window is observed")
     add("--anchors", help="observed frames of each window instead of --gap, such as 0,9")
-    add("--no-null-space", action="store_true", help="leave the projection out: what the EEG alone says of those frames")
+    add("--no-null-space", action="store_true", help="leave the projection out: what the EEG alone says")
     add("--frames", type=int, help="frames a window (default: as trained)")
     add("--samples", type=int, default=8, help="samples averaged; an even number is drawn as pairs of opposite noise")
     add("--steps", type=int, default=50, help="network calls a sample; lower it if time runs out")
     add("--eta", type=float, default=0.0, help="0: DDIM; 1: the noise of DDPM")
-    add("--batch-size", type=int, default=16, help="windows at a time, each with all its samples; lower it if memory runs out")
+    add("--batch-size", type=int, default=16, help="windows at a time; lower it if memory runs out")
     add("--seed", type=int, default=0, help="of the noise and of the shuffled EEG")
     add("--device", help="cpu, cuda or mps (default: the best there is)")
     add("--plot", action="store_true", help="draw plot.png (needs matplotlib)")
@@ -48,10 +49,7 @@ def parse():
     return a
 
 
-# ---------------------------------------------------------------------------------------
-# Loading
-# ---------------------------------------------------------------------------------------
-
+# ---- Loading ---------------------------------------------------------------------------
 
 def load(path, device):
     """(checkpoint dict, model, autoencoder, normaliser). Plain tensors and values only: no pickled code is run."""
@@ -66,10 +64,7 @@ def load(path, device):
     return ckpt, model, autoencoder, data.Normaliser(**{k: v.cpu() for k, v in ckpt["normaliser"].items()})
 
 
-# ---------------------------------------------------------------------------------------
-# Scores
-# ---------------------------------------------------------------------------------------
-
+# ---- Scores ----------------------------------------------------------------------------
 
 def frame_scores(x_hat, x):
     """MSE, Pearson r and cosine over vertices, [...,V] -> [...,3] in float64. A flat frame has r = cos = 0."""
@@ -97,9 +92,11 @@ class Scores:
 
     def summary(self):
         """{method: {region: {metric: {mean over frames, std over windows}}}}"""
-        return {method: {region: {m: {"mean": float(np.concatenate(w)[:, i].mean()),
-                                      "std": float(np.std([s[:, i].mean() for s in w]))} for i, m in enumerate(METRICS)}
-                         for region, w in regions.items()} for method, regions in self.windows.items()}
+        def statistics(windows, i):
+            return {"mean": float(np.concatenate(windows)[:, i].mean()),
+                    "std": float(np.std([s[:, i].mean() for s in windows]))}
+        return {method: {region: {m: statistics(w, i) for i, m in enumerate(METRICS)} for region, w in regions.items()}
+                for method, regions in self.windows.items()}
 
     def wins(self, a, b, metric):
         """In how many windows does method a beat method b? (wins, windows), whole brain."""
@@ -113,18 +110,21 @@ def report(metrics, scores, scored):
     """The table on the terminal, and what it says in plain words."""
     n, inter, summary = metrics["samples"], metrics["mode"] == "interrecon", metrics["scores"]
     names = {"neuroframes": f"NeuroFrames, mean of {n}", "neuroframes_1": "NeuroFrames, one sample",
-             "shuffled_eeg": f"  with shuffled EEG, mean of {n}", "no_null_space": f"  without null space, mean of {n}",
-             "mean_frame": "mean training frame", "linear": "linear interpolation", "gaussian": "Gaussian conditional"}
+             "shuffled_eeg": f"  with shuffled EEG, mean of {n}",
+             "no_null_space": f"  without null space, mean of {n}", "mean_frame": "mean training frame",
+             "linear": "linear interpolation", "gaussian": "Gaussian conditional"}
     regions = list(next(iter(summary.values())))
-    print(f"\n{metrics['mode']}: {scored:,} of {metrics['test_frames']:,} test frames scored, windows of {metrics['frames']}, "
-          f"{metrics['steps']} steps, eta {metrics['eta']:g}; mean over frames +- std over windows, z-scores")
+    print(f"\n{metrics['mode']}: {scored:,} of {metrics['test_frames']:,} test frames scored, in windows of "
+          f"{metrics['frames']}; {metrics['steps']} steps, eta {metrics['eta']:g}\n"
+          "mean over frames +- standard deviation over windows, in z-scores")
     for region in regions:
         print(f"\n{region:34}{'MSE':>15}{'r':>17}{'cos':>17}")
         for method in [m for m in names if m in summary]:
             row = summary[method][region]
             print(f"{names[method]:34}" + "".join(f"{row[m]['mean']:10.3f} +- {row[m]['std']:.3f}" for m in METRICS))
         if "ceiling" in metrics:
-            print(f"{'ridge on the true source power':34}" + "".join(f"{metrics['ceiling'][region][m]:10.3f}{'':9}" for m in METRICS))
+            print(f"{'ridge on the true source power':34}"
+                  + "".join(f"{metrics['ceiling'][region][m]:10.3f}{'':9}" for m in METRICS).rstrip())
     ours, shuffled = summary["neuroframes"]["whole"], summary["shuffled_eeg"]["whole"]
     wins, windows = scores.wins("neuroframes", "shuffled_eeg", "r")
     ceiling = f" of a possible {metrics['ceiling']['whole']['r']:.3f}" if "ceiling" in metrics and not inter else ""
@@ -136,15 +136,13 @@ def report(metrics, scores, scored):
         mse = {m: summary[m]["whole"]["mse"]["mean"] for m in ("neuroframes", "no_null_space", "linear", "gaussian")}
         beaten = [m for m in ("linear", "gaussian") if mse["neuroframes"] < mse[m]]
         helped = {2: "helped", 1: f"beat only {''.join(beaten)} interpolation", 0: "did not help"}[len(beaten)]
-        print(f"The null space {helped}: MSE {mse['neuroframes']:.3f}, without it {mse['no_null_space']:.3f}, linear "
-              f"{mse['linear']:.3f}, Gaussian {mse['gaussian']:.3f}; anchor residual {metrics['anchor_residual']:g}.", end="")
+        print(f"The null space {helped}: MSE {mse['neuroframes']:.3f}, without it {mse['no_null_space']:.3f}, "
+              f"linear {mse['linear']:.3f}, Gaussian {mse['gaussian']:.3f}; "
+              f"anchor residual {metrics['anchor_residual']:g}.", end="")
     print()
 
 
-# ---------------------------------------------------------------------------------------
-# Controls
-# ---------------------------------------------------------------------------------------
-
+# ---- Controls --------------------------------------------------------------------------
 
 def linear_interpolation(x, mask):
     """Missing frames of x [K,V] from the nearest observed ones; held constant beyond the first and last."""
@@ -172,7 +170,10 @@ def source_ceiling(subject, normaliser, train, frames):
     def features(t):
         low, high = next((a, b) for a, b in subject.runs if a <= t[0] < b)
         return power[np.clip(t[:, None] + lags, low, high - 1)].reshape(len(t), -1)
-    runs_of = lambda index: [index[(index >= a) & (index < b)] for a, b in subject.runs if ((index >= a) & (index < b)).any()]  # noqa: E731
+
+    def runs_of(index):
+        parts = [index[(index >= a) & (index < b)] for a, b in subject.runs]
+        return [t for t in parts if len(t)]
     index = np.concatenate([np.arange(a, b) for a, b in train])
     X = np.concatenate([features(t) for t in runs_of(index)])
     Y = np.concatenate([normaliser.zscore(subject.fmri[a:b]) for a, b in train])
@@ -182,10 +183,7 @@ def source_ceiling(subject, normaliser, train, frames):
     return np.concatenate([(features(t) - centre) @ weights for t in runs_of(frames)]) + Y.mean(0)
 
 
-# ---------------------------------------------------------------------------------------
-# Pictures
-# ---------------------------------------------------------------------------------------
-
+# ---- Pictures --------------------------------------------------------------------------
 
 def carpet(path, truth, recon, title):
     """Vertices by time, the way fMRI people look at a run: truth, reconstruction, error."""
@@ -195,13 +193,14 @@ def carpet(path, truth, recon, title):
         data.fail("--plot needs matplotlib: pip install matplotlib")
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    frames, rows = min(len(truth), 200), np.linspace(0, truth.shape[1] - 1, min(truth.shape[1], 600)).astype(int)
+    frames, rows = min(len(truth), 150), np.linspace(0, truth.shape[1] - 1, min(truth.shape[1], 400)).astype(int)
     x, y = truth[:frames, rows], recon[:frames, rows]
     # Rows sorted by the leading spatial component, so that what moves together lies together.
     order = np.argsort(np.linalg.svd(x - x.mean(0), full_matrices=False)[2][0])
     figure, axes = plt.subplots(3, 1, figsize=(9, 7), sharex=True, layout="constrained")
     for axis, picture, name in zip(axes, (x, y, y - x), ("truth", "reconstruction", "error")):
-        shown = axis.imshow(picture[:, order].T, aspect="auto", cmap="RdBu_r", vmin=-2.5, vmax=2.5, interpolation="none")
+        shown = axis.imshow(picture[:, order].T, aspect="auto", cmap="RdBu_r", vmin=-2.5, vmax=2.5,
+                            interpolation="none")
         axis.set(ylabel=name, yticks=[])
     axes[-1].set_xlabel("test frame")
     axes[0].set_title(title)
@@ -210,10 +209,7 @@ def carpet(path, truth, recon, title):
     plt.close(figure)
 
 
-# ---------------------------------------------------------------------------------------
-# The run
-# ---------------------------------------------------------------------------------------
-
+# ---- The run ---------------------------------------------------------------------------
 
 def main():
     a = parse()
@@ -221,7 +217,7 @@ def main():
     ckpt, model, autoencoder, normaliser = load(a.ckpt, device)
     subject = data.Subject(a.data or ckpt["subject"])
     if subject.meta["checksums"] != ckpt["checksums"]:
-        print(f"note: {subject.folder} is not the data this checkpoint was trained on; its test runs may not be unseen")
+        print(f"note: {subject.folder} is not what this checkpoint was trained on; its test runs may not be unseen")
     schedule, V = model.schedule, subject.fmri.shape[1]
     K = a.frames or ckpt["settings"]["frames"]
     train = subject.segments("train", validation=not ckpt["settings"]["no_validation"])
@@ -242,7 +238,8 @@ def main():
                 data.fail(f"--anchors {a.anchors}: expected frames 0 to {length - 1} of a window of {length}")
             mask[list(seen)] = True
             if mask.all() or not mask.any():
-                data.fail(f"--gap {a.gap} / --anchors {a.anchors}: {int(mask.sum())} of {length} frames observed; nothing to complete")
+                data.fail(f"--gap {a.gap}, --anchors {a.anchors}: {mask.sum()} of {length} frames are observed; "
+                          "expected some, not all")
         return mask
 
     def generate(windows, eeg_windows, y, mask):
@@ -254,7 +251,7 @@ def main():
         h = model.encoder(eeg)  # once a window, whatever the number of samples
         eps = model.eps_model(h.repeat(S, 1, 1), eeg_positions=positions.repeat(S, 1))
         z = sample(eps, (S * B, K, autoencoder.latent_dim), schedule, a.steps, a.eta,
-                   y=None if y is None else y.repeat(S, 1, 1), mask=None if y is None else torch.from_numpy(mask).to(device),
+                   y=None if y is None else y.repeat(S, 1, 1), mask=torch.from_numpy(mask).to(device),
                    generator=generator, antithetic=S % 2 == 0, device=device)
         return z.unflatten(0, (S, B))
 
@@ -273,14 +270,12 @@ def main():
               for name in ["recon", "truth"] + ["std"] * (a.samples > 1)}
     np.save(os.path.join(out, "frames.npy"), frames)
     scores = Scores({"whole": normaliser.valid, **{k: m & normaliser.valid for k, m in subject.rois.items()}})
-    ceiling = Scores({k: normaliser.valid & m for k, m in [("whole", normaliser.valid), *subject.rois.items()]})
+    ceiling = Scores({"whole": normaliser.valid, **subject.rois})
     best_possible = source_ceiling(subject, normaliser, train, frames) if subject.sources is not None else None
     if a.interrecon:
-        with torch.no_grad():
-            z_train = [torch.cat([autoencoder.encode(torch.from_numpy(normaliser.zscore(subject.fmri[i: min(i + 256, hi)])).to(device)).cpu()
-                                  for i in range(lo, hi, 256)]) for lo, hi in train]
+        z_all = encode_all(autoencoder, subject, normaliser, device)
         gaussian = GaussianPrior(autoencoder.latent_dim)
-        gaussian.fit(z_train)
+        gaussian.fit([z_all[lo:hi] for lo, hi in train])
 
     residual, done = 0.0, set()
     bar = tqdm(total=len(windows), unit="window", desc=mode)
@@ -331,7 +326,8 @@ def main():
                     for method, guess in guesses.items():
                         scores.add(method, guess[scored], truth[scored])
                     if best_possible is not None:
-                        ceiling.add("ceiling", torch.from_numpy(best_possible[[row[k] for k in t[scored.numpy()]]]), truth[scored])
+                        those = [row[k] for k in t[scored.numpy()]]
+                        ceiling.add("ceiling", torch.from_numpy(best_possible[those]), truth[scored])
                 bar.update()
     bar.close()
 
@@ -355,7 +351,7 @@ def main():
     with open(os.path.join(out, "metrics.json"), "w") as f:
         json.dump(metrics, f, indent=1)
     if a.plot:
-        carpet(os.path.join(out, "plot.png"), arrays["truth"], arrays["recon"], f"{mode}, mean of {a.samples} samples")
+        carpet(os.path.join(out, "plot.png"), arrays["truth"], arrays["recon"], f"{mode}, mean of {a.samples}")
     report(metrics, scores, sum(len(w) for w in scores.windows["neuroframes"]["whole"]))
     print(f"wrote {out} in {metrics['seconds']} s")
 

@@ -48,9 +48,9 @@ def parse():
     add("--eeg-bands", type=int, help="bandpower: frequency bands a filter; lower it if memory or time runs out")
     add("--context", type=int, help="EEG windows shown before and after the K frames")
     add("--predict", choices=["eps", "v"], help="what the network predicts: the noise, or the velocity")
-    add("--prior", choices=["none", "gaussian"], help="start from the Gaussian denoiser of the latents, or from nothing")
+    add("--prior", choices=["none", "gaussian"], help="start from the Gaussian denoiser of the latents, or not")
     add("--loss", choices=["latent", "vertex"], help="every latent counts alike, or by how far it moves the vertices")
-    add("--tokens-per-frame", type=int, default=1, help="spatial tokens a frame; more cost memory and time (default: 1)")
+    add("--tokens-per-frame", type=int, default=1, help="spatial tokens a frame; more cost memory and time")
     add("--depth", type=int, help="transformer blocks; lower it if time runs out")
     add("--heads", type=int, help="attention heads")
     add("--width", type=int, help="transformer width; lower it first if memory or time runs out")
@@ -62,7 +62,7 @@ def parse():
     add("--weight-decay", type=float, default=0.01, help="of AdamW (default: 0.01)")
     add("--ema", type=float, help="decay of the averaged weights a step")
     add("--no-validation", action="store_true",
-        help="train on the validation run too and keep the last weights; choose --steps by a run with validation first")
+        help="train on the validation run too, keep the last weights; choose --steps with validation first")
     add("--compile", action="store_true", help="compile the transformer; what fails to compile runs as it is")
     add("--seed", type=int, default=0, help="of weights, windows and noise (default: 0)")
     add("--device", help="cpu, cuda or mps (default: the best there is)")
@@ -93,6 +93,20 @@ def save(path, state):
     os.replace(path + ".tmp", path)
 
 
+class Columns:
+    """Frames of a subject as one z-scored [T,V] array that reads from disk the columns it is sliced for."""
+
+    def __init__(self, subject, normaliser, index):
+        self.subject, self.normaliser, self.index = subject, normaliser, index
+        self.shape = (len(index), subject.fmri.shape[1])
+
+    def __getitem__(self, key):
+        columns, n = key[1], self.normaliser
+        x = np.asarray(self.subject.fmri[self.index, columns], np.float32)
+        return (x - n.mean[columns]) * n.inverse[columns]
+
+
+@torch.no_grad()
 def encode_all(autoencoder, subject, normaliser, device, block=128):
     """Latents [T,d] of every frame: with them cached, V never appears in the loop."""
     spans = [slice(i, i + block) for i in range(0, len(subject.fmri), block)]
@@ -143,9 +157,9 @@ def main():
         autoencoder = LinearAutoencoder(V, a.latent_dim, joint).to(device)
         if not joint:
             fitted = index[:: math.ceil(len(index) / 8192)]  # 8,192 frames determine 1,024 directions well
-            kept = autoencoder.fit(data.Columns(subject, normaliser, fitted))
-            print(f"autoencoder: {autoencoder.latent_dim} latents (of {a.latent_dim} asked for) keep {kept:.1%} of the "
-                  f"variance of {len(fitted):,} training frames")
+            kept = autoencoder.fit(Columns(subject, normaliser, fitted))
+            print(f"autoencoder: {autoencoder.latent_dim} latents (of {a.latent_dim} asked for) keep {kept:.1%} of "
+                  f"the variance of {len(fitted):,} training frames")
     if not joint:
         z_all = encode_all(autoencoder, subject, normaliser, device)  # [T,d]
 
@@ -171,8 +185,8 @@ def main():
         torch._dynamo.config.suppress_errors = True
         model.dit.compile()
     bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    print(f"{sum(p.numel() for p in trained):,} weights on {device} in {'bfloat16' if bf16 else 'float32'}; {a.steps:,} "
-          f"steps of {a.batch_size} windows of {a.frames} frames; {len(index):,} training frames")
+    print(f"{sum(p.numel() for p in trained):,} weights on {device} in {'bfloat16' if bf16 else 'float32'}; "
+          f"{a.steps:,} steps of {a.batch_size} windows of {a.frames} frames; {len(index):,} training frames")
 
     def batch(windows):
         """z [B,K,d] (joint mode: frames x [B,K,V]), eeg [B,L,C,W], positions of the EEG [B,L]."""
@@ -260,12 +274,13 @@ def main():
                 best = {"val_loss": math.inf if val_loss is None else val_loss, "step": step}
                 save(best_path, {
                     "config": config, "model": averaged.state_dict(), "autoencoder": autoencoder.state_dict(),
-                    "normaliser": {k: torch.from_numpy(v) for k, v in normaliser.arrays().items()},
+                    "normaliser": {k: torch.from_numpy(getattr(normaliser, k))
+                                   for k in ("mean", "std", "eeg_scale")},
                     "settings": vars(a), "subject": os.path.abspath(folder), "checksums": subject.meta["checksums"],
                     **best})
             save(last_path, {
-                "model": model.state_dict(), "averaged": averaged.state_dict(), "autoencoder": autoencoder.state_dict(),
-                "optimizer": optimizer.state_dict(), "settings": vars(a), "step": step, "best": best})
+                "model": model.state_dict(), "averaged": averaged.state_dict(), "optimizer": optimizer.state_dict(),
+                "autoencoder": autoencoder.state_dict(), "settings": vars(a), "step": step, "best": best})
             bar.set_postfix(loss=f"{record['loss']:.3f}", val=f"{val_loss:.3f}" if validation else "none")
     bar.close()
     print(f"wrote {best_path}: " + (f"step {best['step']} of {a.steps}, validation loss {best['val_loss']:.4f}"
