@@ -1,8 +1,8 @@
 """Where frames and windows come from, and where results go.
 
-    python data.py --bold 'func/*_bold.dtseries.nii' --eeg 'eeg/*.npy' --out subjects/sub1
+    python data.py --bold "func/*_bold.dtseries.nii" --eeg "eeg/*.npy" --out subjects/sub1
 
-A *prepared subject* is a folder that train.py and sample.py memory-map, whatever its size:
+A *prepared subject* is a folder that train.py and sample.py memory-map:
 
     fmri.npy           [T,V]    raw units; frame t of all runs, one after another
     eeg.npy            [T,C,W]  eeg[t] is the EEG window paired with frame t
@@ -24,12 +24,13 @@ import sys
 
 import nibabel as nib
 import numpy as np
+import torch
 from tqdm import tqdm
 
 # ---- 1. A synthetic subject, whose truth is known --------------------------------------
 
 def hrf(t):
-    """Double-gamma haemodynamic response (Glover 1999) at t seconds: a peak at 5 s, a dip at 15 s."""
+    """Double-gamma haemodynamic response at t seconds (SPM's): a peak at 5 s, a dip at 15 s."""
     return t**5 * np.exp(-t) / math.gamma(6) - t**15 * np.exp(-t) / math.gamma(16) / 6
 
 
@@ -44,7 +45,6 @@ def slow_noise(rng, samples, columns, seconds, dt):
 
 def synthetic(folder, seed=0, runs=10, frames=900, channels=16, fs=100, side=32, sources=8, background=24):
     """Make a prepared subject of side^2 vertices in a few seconds; the same seed makes the same one.
-
     1. Neural sources oscillate, two to a band. The log of their amplitude wanders within seconds:
        their *power* carries the message, their phase carries none.
     2. EEG is the sources seen through a lead field, plus 1/f noise.
@@ -105,6 +105,11 @@ def fail(message):
     sys.exit(f"error: {message}")
 
 
+def pick_device(name):
+    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    return torch.device(name or best)
+
+
 def load_npy(path, ndim):
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -115,32 +120,23 @@ def load_npy(path, ndim):
     return array
 
 
-def finite(array, path):
-    if not np.isfinite(array).all():
-        fail(f"{path}: {np.sum(~np.isfinite(array))} values are NaN or infinite; set them to 0 or mend the file")
-    return array
-
-
 def eeg_windows(samples, volumes, tr, fs, delay):
-    """Pair volumes with EEG: (first volume, first EEG sample of each kept volume's window).
-
-    BOLD follows neural activity by seconds, so the frame at k TR goes with EEG [k TR - delay, k TR - delay + TR).
-    Volumes whose window is not wholly recorded are dropped.
-    """
+    """Pair volumes with EEG: (first volume, first EEG sample of each kept volume's window). BOLD follows
+    neural activity by seconds, so the frame at k TR goes with EEG [k TR - delay, k TR - delay + TR).
+    Volumes whose window is not wholly recorded are dropped."""
     starts = [round((k * tr - delay) * fs) for k in range(volumes)]
     kept = [k for k, a in enumerate(starts) if a >= 0 and a + round(tr * fs) <= samples]
     return (kept[0], [starts[k] for k in kept]) if kept else (0, [])
 
 
 class Writer:
-    """Writes a prepared subject in pieces, into FOLDER.partial, which is renamed when complete.
-
-    Arrays are appended to files, not memory-mapped: written pages of a memory map count as this
-    process's memory until the system flushes them.
-    """
+    """Writes a prepared subject in pieces, into FOLDER.partial, which is renamed when complete. Files are
+    appended to, not memory-mapped: written pages of a map count as this process's memory until flushed."""
 
     def __init__(self, folder, meta, V, C, W):
         self.folder, self.meta, self.partial = folder, meta, str(folder).rstrip("/\\") + ".partial"
+        if os.path.isdir(folder) and os.listdir(folder) and not os.path.exists(os.path.join(folder, "subject.json")):
+            fail(f"--out {folder}: holds files, but is no prepared subject; name a new folder")
         shutil.rmtree(self.partial, ignore_errors=True)
         os.makedirs(self.partial)
         self.files, self.hashes, T = {}, {}, sum(meta["frames_per_run"])
@@ -153,10 +149,11 @@ class Writer:
     def path(self, name):
         return os.path.join(self.partial, name)
 
-    def add(self, fmri, eeg):
+    def add(self, fmri, eeg, *sources):
         for name, array in (("fmri", fmri), ("eeg", eeg)):  # [t,V], [t,C,W]
-            values = np.ascontiguousarray(array, "<f4").data
-            self.files[name].write(values)
+            if not np.isfinite(array).all():
+                fail(f"{sources}: {np.sum(~np.isfinite(array))} {name} values are NaN or infinite; set them to 0")
+            self.files[name].write(values := np.ascontiguousarray(array, "<f4").data)
             self.hashes[name].update(values)
 
     def __enter__(self):
@@ -172,8 +169,7 @@ class Writer:
         self.meta["checksums"] = {name: h.hexdigest() for name, h in self.hashes.items()}
         with open(self.path("subject.json"), "w") as f:
             json.dump(self.meta, f, indent=1)
-        if os.path.exists(self.folder):
-            shutil.rmtree(self.folder)
+        shutil.rmtree(self.folder, ignore_errors=True)
         os.rename(self.partial, self.folder)
 
 
@@ -184,11 +180,9 @@ def open_bold(path):
     try:
         image = nib.load(path, mmap=False)  # mapped pages would count as memory
         series, space = image.header.get_axis(0), image.header.get_axis(1)
+        return image.dataobj, float(series.step), space
     except Exception as error:  # nibabel raises many kinds
-        fail(f"{path}: not readable as CIFTI-2 ({error}); expected .dtseries.nii or .npy [volumes, V]")
-    if not isinstance(series, nib.cifti2.SeriesAxis) or not isinstance(space, nib.cifti2.BrainModelAxis):
-        fail(f"{path}: its axes are not time and brain models; expected a dense series, .dtseries.nii")
-    return image.dataobj, float(series.step), space
+        fail(f"{path}: not a CIFTI-2 dense series ({error}); expected .dtseries.nii or .npy [volumes, V]")
 
 
 def prepare_runs(a):
@@ -201,41 +195,39 @@ def prepare_runs(a):
     for bold_path, eeg_path in zip(bolds, eegs):
         bold, bold_tr, bold_space = open_bold(bold_path)
         tr = tr or bold_tr or fail(f"{bold_path}: an array has no TR; give it with --tr, in seconds")
-        if plan and (bold.shape[1] != plan[0][2].shape[1] or bold_space != space):
-            fail(f"{bold_path}: {bold.shape[1]} grayordinates, not those of {bolds[0]}; runs must share a space")
-        space = bold_space
         C, samples = load_npy(eeg_path, 2).shape
+        if plan and (bold.shape[1], bold_space, bold_tr, a.channels or C) != same:
+            fail(f"{bold_path}, {eeg_path}: grayordinates, TR or channels are not those of {bolds[0]}, {eegs[0]}")
+        same, space = (bold.shape[1], bold_space, bold_tr, a.channels or C), bold_space
         scan, recorded = bold.shape[0] * tr, samples / a.fs
         if recorded < scan - a.delay - tr or recorded > 1.5 * scan + 60:
             fail(f"{eeg_path}: {C} channels x {samples} samples last {recorded:.1f} s at --fs {a.fs:g}, its BOLD "
                  f"{scan:.1f} s; expected [channels, samples] of the same run at the right rate")
-        plan.append((bold_path, eeg_path, bold, *eeg_windows(samples, bold.shape[0], tr, a.fs, a.delay)))
+        first, starts = eeg_windows(samples, bold.shape[0], tr, a.fs, a.delay)
+        if not starts or C < (a.channels or 1):
+            fail(f"{eeg_path}: {C} channels, {recorded:.1f} s: too few for --channels, or no whole window of a frame")
+        plan.append((bold_path, eeg_path, bold, first, starts))
+        print(f"{bold_path} + {eeg_path}: {len(starts)} of {bold.shape[0]} volumes have their EEG")
     C, W, V = a.channels or C, round(tr * a.fs), plan[0][2].shape[1]
     meta = {"tr": tr, "fs": a.fs, "delay": a.delay, "first_volume": [p[3] for p in plan],
             "source": [[os.path.abspath(p[0]), os.path.abspath(p[1])] for p in plan],
             "frames_per_run": [len(p[4]) for p in plan]}
     with Writer(a.out, meta, V, C, W) as out, tqdm(total=sum(meta["frames_per_run"]), unit="frame") as bar:
+        save_space(out, a.parcels, space, V)
         for bold_path, eeg_path, bold, first, starts in plan:
             eeg = load_npy(eeg_path, 2)
-            if eeg.shape[0] < C:
-                fail(f"{eeg_path}: has {eeg.shape[0]} channels, expected at least {C}, as in the other runs")
             for i in range(0, len(starts), 256):  # CIFTI files keep time contiguous: small blocks read slowly
                 block = starts[i: i + 256]
                 frames = np.asarray(bold[first + i: first + i + len(block)])
                 windows = np.stack([eeg[:C, s: s + W] for s in block])
-                out.add(finite(frames, bold_path), finite(windows, eeg_path))
+                out.add(frames, windows, bold_path, eeg_path)
                 bar.update(len(block))
-        if space is not None:
-            save_cifti(out.path("space.dscalar.nii"), np.zeros((1, V)), nib.cifti2.ScalarAxis(["space"]), space)
-        save_regions(out, a.parcels, space, V)
 
 
 def prepare_frames(a):
-    """Folders with one .npy a frame, {i}.npy, as CineBrain distributes them: fMRI [V], EEG [>=C, W].
-
-    Their authors cut the fMRI 4 s late already: file i of one folder belongs to file i of the other, and
-    no delay is applied here. A run ends where numbers are missing, and every --frames-per-run.
-    """
+    """Folders with one .npy a frame, {i}.npy, as CineBrain distributes them: fMRI [V], EEG [>=C, W]. Their
+    authors cut the fMRI 4 s late already: file i of one folder belongs to file i of the other, and no
+    delay is applied here. A run ends where numbers are missing, and every --frames-per-run."""
     def numbered(folder):
         files = ((re.fullmatch(r"(\d+)\.npy", name), name) for name in os.listdir(folder))
         return {int(match[1]): os.path.join(folder, name) for match, name in files if match}
@@ -244,28 +236,30 @@ def prepare_frames(a):
     if not numbers:
         fail(f"--bold {a.bold} has {len(bold)} files NUMBER.npy, --eeg {a.eeg} {len(eeg)}; none share a number")
     tr = a.tr or fail("--tr: files of single frames do not say it; give it in seconds (CineBrain: 0.8)")
-    place = np.array(numbers) - numbers[0]
+    place = np.array(numbers) - min(bold.keys() | eeg.keys())
     per_run = a.frames_per_run or place[-1] + 1
     edges = [0, *(np.flatnonzero((np.diff(place) > 1) | (np.diff(place // per_run) > 0)) + 1), len(place)]
     V, (C, W) = load_npy(bold[numbers[0]], 1).shape[0], load_npy(eeg[numbers[0]], 2).shape
-    C = a.channels or C
+    C, space = a.channels or C, open_bold(a.space)[2] if a.space else None
+    if space is not None and len(space) != V:
+        fail(f"--space {a.space}: has {len(space)} grayordinates, the frames have {V}")
     meta = {"tr": tr, "fs": W / tr, "delay": 0.0, "delay_in_files": a.delay, "first_number": numbers[0],
             "first_volume": [int(place[i] % per_run) for i in edges[:-1]], "frames_per_run": np.diff(edges).tolist(),
             "source": [os.path.abspath(a.bold), os.path.abspath(a.eeg)]}
     if a.split:  # a list of clips {"fmri": [paths], "eeg": [paths], ...}; the number in a path is the frame's
-        with open(a.split) as f:
+        with open(a.split, encoding="utf-8") as f:
             test = {int(re.search(r"(\d+)\.npy$", path)[1]) for clip in json.load(f) for path in clip["fmri"]}
         meta["split"] = {"train": [i for i, n in enumerate(numbers) if n not in test],
                          "test": [i for i, n in enumerate(numbers) if n in test]}
         if not 0 < len(meta["split"]["test"]) < len(numbers):
             fail(f"{a.split}: names {len(meta['split']['test'])} of {len(numbers)} frames; expected some, not all")
     with Writer(a.out, meta, V, C, W) as out:
+        save_space(out, a.parcels, space, V)
         for i in tqdm(numbers, unit="frame"):
             x, s = load_npy(bold[i], 1), load_npy(eeg[i], 2)
             if x.shape != (V,) or s.shape[0] < C or s.shape[1] != W:
                 fail(f"{bold[i]}, {eeg[i]}: shapes {x.shape}, {s.shape}; expected {(V,)}, ({C} or more, {W})")
-            out.add(finite(x, bold[i])[None], finite(s[:C], eeg[i])[None])
-        save_regions(out, a.parcels, None, V)
+            out.add(x[None], s[None, :C], bold[i], eeg[i])
 
 
 # ---- 3. Regions, CIFTI -----------------------------------------------------------------
@@ -280,8 +274,10 @@ REGIONS = {"visual": [f"{h}_{p}" for h in "LR" for p in VISUAL],
            "visual+audio": [f"{h}_{p}" for h in "LR" for p in VISUAL + AUDIO] + ["R_s32", "R_STSva"]}
 
 
-def save_regions(out, parcels, space, V):
-    """--parcels: a .dlabel.nii of HCP MMP 1.0 parcels, and/or boolean .npy masks [V]; all to rois.npz."""
+def save_space(out, parcels, space, V):
+    """space.dscalar.nii; and rois.npz, from an HCP MMP 1.0 .dlabel.nii and/or boolean .npy masks [V]."""
+    if space is not None:
+        save_cifti(out.path("space.dscalar.nii"), np.zeros((1, V)), nib.cifti2.ScalarAxis(["space"]), space)
     rois = {}
     for path in parcels or []:
         if path.endswith(".npy"):
@@ -290,11 +286,14 @@ def save_regions(out, parcels, space, V):
                 fail(f"{path}: is {mask.dtype} {mask.shape}, expected bool ({V},)")
             rois[os.path.basename(path)[:-4]] = np.array(mask)
             continue
-        image = nib.load(path)
-        labels, models = image.header.get_axis(0).label[0], image.header.get_axis(1)
+        try:
+            image = nib.load(path)
+            labels, models = image.header.get_axis(0).label[0], image.header.get_axis(1)
+        except Exception as error:  # nibabel raises many kinds
+            fail(f"{path}: not readable as a CIFTI-2 .dlabel.nii ({error}); expected that or a boolean .npy [{V}]")
         names = np.array([labels[int(v)][0].removesuffix("_ROI") for v in np.asarray(image.dataobj[0])])
-        if space is None and V != len(models):
-            fail(f"{path}: labels {len(models)} grayordinates, the frames have {V} of unknown place; give .npy masks")
+        if space is None and V != len(models) or space and not models.nvertices.items() <= space.nvertices.items():
+            fail(f"{path}: its surfaces are not those of the frames, or the frames' are unknown; give .npy masks")
         # A place is a structure and a vertex index, or a structure and a voxel's i, j, k.
         places = lambda axis: zip(axis.name, axis.vertex, map(tuple, axis.voxel))  # noqa: E731
         name_at = dict(zip(places(models), names))
@@ -343,13 +342,13 @@ class Subject:
         """Stretches [start, stop) of consecutive frames of one run in `split`: train, val or test.
 
         Splits are by whole runs, because windows of one run share its slow fluctuations. The last fifth
-        of the runs is the test set; of three or more training runs the last is for validation, unless
-        validation=False gives it back. A split that came with the data is kept.
+        of the runs (rounded down, at least one) is the test set; of three or more training runs the last is
+        for validation, unless validation=False gives it back. A split that came with the data is kept.
         """
-        label = np.full(len(self.fmri), "train")
-        if "split" in self.meta:
-            label[self.meta["split"]["test"]] = "test"
-        elif len(self.runs) > 1:
+        label = np.full(len(self.fmri), "none" if "split" in self.meta else "train", "U5")
+        for name, frames in self.meta.get("split", {}).items():
+            label[frames] = name
+        if "split" not in self.meta and len(self.runs) > 1:
             for start, stop in self.runs[-max(1, len(self.runs) // 5):]:
                 label[start:stop] = "test"
         training = [(a, b) for a, b in self.runs if (label[a:b] == "train").any()]
@@ -364,12 +363,9 @@ class Subject:
 
 
 class Normaliser:
-    """z-scores with the statistics of the training segments, and back.
-
-    mean, std [V] of the frames; eeg_scale [C], the largest |EEG| of a channel, by which the paper scales
-    it to (-1, 1). Vertices without variance get std 0: they are 0 in z-scores, come back as their
-    constant, and are left out of scores (`valid`).
-    """
+    """z-scores with training statistics, and back: mean, std [V] of the frames; eeg_scale [C], the largest
+    |EEG| of a channel, by which the paper scales it to (-1, 1). Vertices without variance get std 0: they
+    are 0 in z-scores, come back as their constant, and are left out of scores (`valid`)."""
 
     def __init__(self, mean, std, eeg_scale):
         self.mean, self.std, self.eeg_scale = (np.asarray(a, np.float32) for a in (mean, std, eeg_scale))
@@ -425,12 +421,13 @@ def main():
     add = p.add_argument
     add("--bold", required=True, help="glob of a .dtseries.nii or .npy [volumes, V] a run; or a folder of frames")
     add("--eeg", required=True, help="glob of an .npy [channels, samples] a run; or a folder of windows")
-    add("--out", required=True, help="folder of the prepared subject (4 bytes a vertex and frame of disk)")
+    add("--out", required=True, help="folder of the prepared subject (4 bytes of disk a value)")
     add("--fs", type=float, default=1000, help="EEG samples a second (default: 1000); not for folders")
     add("--tr", type=float, help="seconds a volume, where the BOLD files do not say it")
     add("--delay", type=float, default=4.0, help="seconds from EEG to BOLD (default: 4); in folders applied already")
     add("--channels", type=int, help="keep the first N EEG channels (CineBrain: 64; others are ECG and such)")
     add("--frames-per-run", type=int, help="folders: a new run every N frames (CineBrain: 1350)")
+    add("--space", help="folders: a .dtseries.nii of the frames' grayordinates, to get regions and CIFTI results")
     add("--parcels", nargs="+", help="regions: an HCP MMP 1.0 .dlabel.nii and/or boolean .npy masks [V]")
     add("--split", help="folders: a CineBrain JSON of test clips (default: the last fifth of the runs)")
     a = p.parse_args()

@@ -157,7 +157,7 @@ class LinearAutoencoder(nn.Module):
         """Joint mode: the loss of E and D on x [B,K,V], and the latents z [B,K,d] for the DiT. The
         diffusion loss must not reach E: noise is trivial to predict when z shrinks to zero and D grows
         to undo it. Hence the detach, and a running scale that keeps z at unit variance."""
-        u = F.linear(x, self.E)                           # [B,K,d]
+        u = F.linear(x, self.E).float()                   # [B,K,d]
         loss = (F.linear(u, self.D) - x).square().mean()  # scalar
         with torch.no_grad():
             self.latent_mean.lerp_(u.mean((0, 1)), momentum)
@@ -213,7 +213,7 @@ class GaussianPrior(nn.Module):
     not teach a network as much about smoothness.
     """
 
-    def __init__(self, latent_dim, lags=64):
+    def __init__(self, latent_dim, lags=256):
         super().__init__()
         self.register_buffer("autocovariance", torch.zeros(lags, latent_dim))  # [lags,d]
         self.spectra = {}
@@ -280,8 +280,8 @@ class Block(nn.Module):
     adaLN-zero (Peebles and Xie 2023): shift and scale act after each LayerNorm, and a gate on each
     branch starts at zero, so that a fresh block is the identity. Re-initialising all Linear layers
     later would silently undo that. Each head of the cross-attention looks around a delay of its own,
-    a learned Gaussian bump over EEG time minus frame time in frames: one tap of a haemodynamic
-    response. The paper fixes one delay of 4 s for the whole brain, and leaves learning it open.
+    a learned Gaussian bump over EEG time minus frame time, in frames: one tap of a haemodynamic
+    response. It adds to the 4 s by which the data are paired, which the paper leaves at that.
     """
 
     def __init__(self, width, heads):

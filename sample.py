@@ -8,8 +8,8 @@ frame indices), std.npy (over samples), metrics.json, and recon.dtseries.nii in 
 subject has a space. Every score stands beside its controls, and anchors are never scored.
 """
 import argparse
+import glob
 import json
-import math
 import os
 import time
 
@@ -19,7 +19,6 @@ from tqdm import tqdm
 
 import data
 from neuroframes import GaussianPrior, LinearAutoencoder, NeuroFrames, range_null_projection, sample
-from train import encode_all, pick_device
 
 METRICS = ("mse", "r", "cos")
 
@@ -128,16 +127,17 @@ def report(metrics, scores, scored):
     ours, shuffled = summary["neuroframes"]["whole"], summary["shuffled_eeg"]["whole"]
     wins, windows = scores.wins("neuroframes", "shuffled_eeg", "r")
     ceiling = f" of a possible {metrics['ceiling']['whole']['r']:.3f}" if "ceiling" in metrics and not inter else ""
-    # Were both alike, wins would be a fair coin's: beyond n/2 + sqrt(n), two standard deviations, they are not.
-    helped = "The EEG helped" if wins > windows / 2 + windows**0.5 else "The EEG did not help measurably"
+    # Were both alike, wins would be a fair coin's, and n/2 + sqrt(n) two standard deviations more than half.
+    helped = "The EEG helped" if wins > windows / 2 + windows**0.5 else (
+        "The EEG did not help measurably" if windows > 4 else "Too few windows to tell whether the EEG helped")
     print(f"\n{helped}: r {ours['r']['mean']:.3f}{ceiling} with it, {shuffled['r']['mean']:.3f} with shuffled EEG "
           f"(better in {wins} of {windows} windows).", end=" ")
     if inter and "no_null_space" in summary:
         mse = {m: summary[m]["whole"]["mse"]["mean"] for m in ("neuroframes", "no_null_space", "linear", "gaussian")}
-        beaten = [m for m in ("linear", "gaussian") if mse["neuroframes"] < mse[m]]
-        helped = {2: "helped", 1: f"beat only {''.join(beaten)} interpolation", 0: "did not help"}[len(beaten)]
-        print(f"The null space {helped}: MSE {mse['neuroframes']:.3f}, without it {mse['no_null_space']:.3f}, "
-              f"linear {mse['linear']:.3f}, Gaussian {mse['gaussian']:.3f}; "
+        helped = "helped" if mse["neuroframes"] < mse["no_null_space"] else "did not help"
+        rivals = ", ".join(f"{'beats' if mse['neuroframes'] < mse[m] else 'does not beat'} {name} ({mse[m]:.3f})"
+                           for m, name in (("linear", "linear interpolation"), ("gaussian", "the Gaussian conditional")))
+        print(f"The null space {helped}: MSE {mse['neuroframes']:.3f}, without it {mse['no_null_space']:.3f}; {rivals}; "
               f"anchor residual {metrics['anchor_residual']:g}.", end="")
     print()
 
@@ -213,7 +213,7 @@ def carpet(path, truth, recon, title):
 
 def main():
     a = parse()
-    device, began = pick_device(a.device), time.time()
+    device, began = data.pick_device(a.device), time.time()
     ckpt, model, autoencoder, normaliser = load(a.ckpt, device)
     subject = data.Subject(a.data or ckpt["subject"])
     if subject.meta["checksums"] != ckpt["checksums"]:
@@ -228,18 +228,17 @@ def main():
     mode = "interrecon" if a.interrecon else "direct"
     out = os.path.join(a.out or os.path.dirname(a.ckpt) or ".", mode)
     os.makedirs(out, exist_ok=True)
+    for old in glob.glob(os.path.join(out, "recon*.dtseries.nii")) + glob.glob(os.path.join(out, "std.npy")):
+        os.remove(old)  # of an earlier run, with other frames or samples
 
     def observed(length):
         """bool [length]: which frames of a window are anchors."""
         mask = np.zeros(length, bool)
         if a.interrecon:
-            seen = [int(k) for k in a.anchors.split(",")] if a.anchors else range(0, length, a.gap)
-            if any(not 0 <= k < length for k in seen):
-                data.fail(f"--anchors {a.anchors}: expected frames 0 to {length - 1} of a window of {length}")
-            mask[list(seen)] = True
-            if mask.all() or not mask.any():
-                data.fail(f"--gap {a.gap}, --anchors {a.anchors}: {mask.sum()} of {length} frames are observed; "
-                          "expected some, not all")
+            seen = sorted({int(k) for k in a.anchors.split(",")}) if a.anchors else range(0, K, a.gap)
+            if not 0 <= seen[0] <= seen[-1] < K or len(seen) == K:
+                data.fail(f"--gap {a.gap}, --anchors {a.anchors}: expected some, not all, of frames 0 to {K - 1}")
+            mask[[k for k in seen if k < length] or [0]] = True  # a short window may lack the later anchors
         return mask
 
     def generate(windows, eeg_windows, y, mask):
@@ -256,13 +255,12 @@ def main():
         return z.unflatten(0, (S, B))
 
     # Shuffled EEG: each window gets the EEG of another, along one random cycle so that none keeps its own.
-    rng = np.random.default_rng(a.seed)
+    cycle, donor = np.random.default_rng(a.seed).permutation(len(windows)), np.zeros(len(windows), int)
+    donor[cycle] = np.roll(cycle, 1)
+    if len(windows) == 1:
+        print("note: there is one test window, so that its shuffled EEG is its own; lower --frames")
     generator = torch.Generator().manual_seed(a.seed)
     by_length = [[i for i, w in enumerate(windows) if w[1] == length] for length in sorted({w[1] for w in windows})]
-    donor = np.arange(len(windows))
-    for group in by_length:
-        cycle = rng.permutation(group)
-        donor[cycle] = np.roll(cycle, 1)
 
     frames = np.concatenate([np.arange(lo, hi) for lo, hi in test])
     row = {int(t): i for i, t in enumerate(frames)}
@@ -272,28 +270,31 @@ def main():
     scores = Scores({"whole": normaliser.valid, **{k: m & normaliser.valid for k, m in subject.rois.items()}})
     ceiling = Scores({"whole": normaliser.valid, **subject.rois})
     best_possible = source_ceiling(subject, normaliser, train, frames) if subject.sources is not None else None
+    zscored = lambda t: torch.from_numpy(normaliser.zscore(subject.fmri[t])).to(device)  # noqa: E731
     if a.interrecon:
-        z_all = encode_all(autoencoder, subject, normaliser, device)
         gaussian = GaussianPrior(autoencoder.latent_dim)
-        gaussian.fit([z_all[lo:hi] for lo, hi in train])
+        with torch.no_grad():
+            gaussian.fit([torch.cat([autoencoder.encode(zscored(slice(i, min(i + 256, hi)))).cpu()
+                                     for i in range(lo, hi, 256)]) for lo, hi in train])
 
     residual, done = 0.0, set()
     bar = tqdm(total=len(windows), unit="window", desc=mode)
     for group in by_length:
         for i in range(0, len(group), a.batch_size):
             chosen = group[i: i + a.batch_size]
-            here, elsewhere = [windows[j] for j in chosen], [windows[j] for j in donor[chosen]]
+            here = [windows[j] for j in chosen]
+            elsewhere = [(windows[j][0], here[0][1], *windows[j][2:]) for j in donor[chosen]]
             mask = observed(here[0][1])
             index = data.window_indices(here, 0)[0]                                        # [B,K]
-            x = torch.from_numpy(normaliser.zscore(subject.fmri[index])).to(device)        # [B,K,V]
+            x = zscored(index)                                                             # [B,K,V]
             with torch.no_grad():
                 y = autoencoder.encode(x) if a.interrecon else None                        # [B,K,d]
                 runs = {"neuroframes": generate(here, here, None if a.no_null_space else y, mask),
                         "shuffled_eeg": generate(here, elsewhere, None if a.no_null_space else y, mask)}
                 if a.interrecon and not a.no_null_space:
                     runs["no_null_space"] = generate(here, here, None, mask)
-            for b, j in enumerate(chosen):
-                t = index[b]
+                interpolate = gaussian_weights(gaussian, mask) if a.interrecon else None   # [d,K,O]
+            for b, t in enumerate(index):
                 new = np.array([k not in done for k in t])  # frames that an earlier window did not cover
                 scored, truth = torch.from_numpy(new & ~mask), x[b].cpu()
                 done.update(t.tolist())
@@ -318,8 +319,7 @@ def main():
                 if a.interrecon:
                     residual = max(residual, float((guesses["neuroframes"] - truth)[mask].abs().max()))
                     guesses["linear"] = linear_interpolation(truth, mask)
-                    weights = gaussian_weights(gaussian, mask)                            # [d,K,O]
-                    z = torch.einsum("dko,od->kd", weights, y[b].cpu()[mask])       # [K,d]
+                    z = torch.einsum("dko,od->kd", interpolate, y[b].cpu()[mask])           # [K,d]
                     guesses["gaussian"] = autoencoder.decode(z.to(device)).detach().cpu()
                 arrays["recon"][rows], arrays["truth"][rows] = guesses["neuroframes"][new], truth[new]
                 if scored.any():
@@ -342,8 +342,9 @@ def main():
             data.save_dtseries(os.path.join(out, name), normaliser.raw(arrays["recon"][row[lo]: row[hi - 1] + 1]),
                                subject.space, subject.tr, begin)
     summary = scores.summary()
-    metrics = {"mode": mode, "frames": K, "gap": a.gap if a.interrecon and not a.anchors else None, "steps": a.steps,
-               "eta": a.eta, "samples": a.samples, "test_frames": len(frames), "scores": summary,
+    metrics = {"mode": mode, "frames": K, "gap": a.gap if a.interrecon and not a.anchors else None,
+               "anchors": a.anchors, "null_space": a.interrecon and not a.no_null_space, "steps": a.steps, "eta": a.eta,
+               "samples": a.samples, "seed": a.seed, "test_frames": len(frames), "scores": summary,
                "anchor_residual": residual if a.interrecon else None, "seconds": round(time.time() - began, 1)}
     if best_possible is not None:
         metrics["ceiling"] = {region: {m: v["mean"] for m, v in s.items()}

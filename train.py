@@ -21,8 +21,9 @@ from tqdm import tqdm
 import data
 from neuroframes import LinearAutoencoder, NeuroFrames
 
-# paper: Section 4.1. tiny: what measured best on the synthetic subject, and the place to start for
-# any session of minutes rather than hours, which cannot carry the paper's 150 million weights.
+# paper: sizes and optimiser of Section 4.1 (averaged weights, clipping and weight decay are ours). tiny:
+# what measured best on the synthetic subject, and the place to start for any session of minutes
+# rather than hours, which cannot carry the paper's 170 million weights.
 PRESETS = {
     "paper": dict(frames=10, latent_dim=1024, autoencoder="pca", eeg_encoder="conv", eeg_dim=512, predict="eps",
                   prior="none", loss="latent", context=0, depth=6, heads=8, width=1024, epochs=200, batch_size=32,
@@ -68,6 +69,7 @@ def parse():
     add("--device", help="cpu, cuda or mps (default: the best there is)")
     add("--resume", action="store_true", help="go on from OUT/last.pt with its settings, bit for bit on CPU")
     a = p.parse_args()
+    a.data = a.data and os.path.abspath(a.data)
     a.preset = a.preset or ("paper" if a.data else "tiny")
     given = {name for name in PRESETS[a.preset] if getattr(a, name) is not None}
     for name in PRESETS[a.preset].keys() - given:
@@ -77,11 +79,6 @@ def parse():
             data.fail("--autoencoder joint goes with --prior none and --loss latent only")
         a.prior, a.loss = "none", "latent"
     return a
-
-
-def pick_device(name):
-    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    return torch.device(name or best)
 
 
 def save(path, state):
@@ -123,13 +120,14 @@ def learning_rate(a, step):
 def main():
     a = parse()
     last_path, best_path, log_path = (os.path.join(a.out, name) for name in ("last.pt", "ckpt.pt", "log.jsonl"))
-    device = pick_device(a.device)
+    device = data.pick_device(a.device)
     resumed = None
     if a.resume:
         if not os.path.exists(last_path):
             data.fail(f"{last_path}: nothing to resume; leave --resume out, or name the folder with --out")
-        resumed = torch.load(last_path, map_location=device, weights_only=True)
+        resumed = torch.load(last_path, map_location="cpu", weights_only=True)
         vars(a).update({k: v for k, v in resumed["settings"].items() if k not in ("out", "device", "resume")})
+        print(f"all settings but --out and --device are those of {last_path}")
     os.makedirs(a.out, exist_ok=True)
     torch.manual_seed(a.seed)
 
@@ -138,11 +136,15 @@ def main():
     if not a.data and not os.path.exists(folder):
         data.synthetic(folder)
     subject = data.Subject(folder)
+    if resumed and resumed["checksums"] != subject.meta["checksums"]:
+        data.fail(f"{folder}: is not the data that {last_path} was trained on; start anew without --resume")
     segments = {s: subject.segments(s, validation=not a.no_validation) for s in ("train", "val")}
     normaliser = data.Normaliser.measure(subject, segments["train"])
     starts = [(t, a.frames, lo, hi) for lo, hi in segments["train"] for t in range(lo, hi - a.frames + 1)]
     if not starts:
         data.fail(f"--frames {a.frames}: no training stretch of {folder} is that long; lower it")
+    if not subject.segments("test"):
+        print(f"note: {folder} has no test frames (a single run?): there will be nothing to score")
     validation = [w for w in data.tile(segments["val"], a.frames) if w[1] == a.frames]
     index = np.concatenate([np.arange(lo, hi) for lo, hi in segments["train"]])  # training frames
     a.steps = a.steps or max(1, a.epochs * len(index) // (a.frames * a.batch_size))
@@ -184,9 +186,12 @@ def main():
     if a.compile:
         torch._dynamo.config.suppress_errors = True
         model.dit.compile()
-    bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    bf16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)  # older ones emulate it
     print(f"{sum(p.numel() for p in trained):,} weights on {device} in {'bfloat16' if bf16 else 'float32'}; "
           f"{a.steps:,} steps of {a.batch_size} windows of {a.frames} frames; {len(index):,} training frames")
+
+    if a.preset == "paper" and len(index) < 10_000:
+        print("note: these are few frames for the paper's settings; compare with --preset tiny")
 
     def batch(windows):
         """z [B,K,d] (joint mode: frames x [B,K,V]), eeg [B,L,C,W], positions of the EEG [B,L]."""
@@ -229,8 +234,10 @@ def main():
         with open(log_path, "w") as f:
             f.writelines(kept)
         print(f"resuming at step {step}")
-    elif os.path.exists(log_path):
-        os.remove(log_path)
+        resumed = None  # its copy of the weights is no longer needed
+    else:
+        for old in filter(os.path.exists, (log_path, last_path)):  # or --resume could mix two runs
+            os.remove(old)
 
     # ---- the loop. All that is random in a step follows from (seed, step): a resumed run is the same run.
     every = max(1, min(500, a.steps // 20))
@@ -280,7 +287,8 @@ def main():
                     **best})
             save(last_path, {
                 "model": model.state_dict(), "averaged": averaged.state_dict(), "optimizer": optimizer.state_dict(),
-                "autoencoder": autoencoder.state_dict(), "settings": vars(a), "step": step, "best": best})
+                "autoencoder": autoencoder.state_dict(), "settings": vars(a), "step": step, "best": best,
+                "checksums": subject.meta["checksums"]})
             bar.set_postfix(loss=f"{record['loss']:.3f}", val=f"{val_loss:.3f}" if validation else "none")
     bar.close()
     print(f"wrote {best_path}: " + (f"step {best['step']} of {a.steps}, validation loss {best['val_loss']:.4f}"
