@@ -269,8 +269,8 @@ class Attention(nn.Module):
     def forward(self, x, context, bias=None):
         def split(u):  # [B,M,w] -> [B,heads,M,w/heads]
             return u.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        k, v = self.kv(context).chunk(2, -1)                              # [B,L,w] each
-        u = F.scaled_dot_product_attention(split(self.q(x)), split(k), split(v), bias)  # [B,heads,M,w/heads]
+        q, (k, v) = split(self.q(x)), map(split, self.kv(context).chunk(2, -1))
+        u = F.scaled_dot_product_attention(q, k, v, None if bias is None else bias.to(q.dtype))  # as q
         return self.out(u.transpose(1, 2).flatten(2))                     # [B,M,w]
 
 
@@ -302,7 +302,7 @@ class Block(nn.Module):
         x = x + g1 * self.self_attention(u, u)                    # [B,M,w]
         u = self.norm(x) * (1 + s2) + b2                          # [B,M,w]
         bias = -0.5 * ((lag - self.delay) * torch.exp(-self.log_spread)) ** 2  # [B,heads,M,L]
-        x = x + g2 * self.cross_attention(u, h, bias.to(u.dtype))  # [B,M,w]
+        x = x + g2 * self.cross_attention(u, h, bias)              # [B,M,w]
         u = self.norm(x) * (1 + s3) + b3                          # [B,M,w]
         return x + g3 * self.mlp(u)                               # [B,M,w]
 

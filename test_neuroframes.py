@@ -294,6 +294,19 @@ def test_dit_reads_steps_times_and_eeg():
         DiT(12, 10, 16, 2, 4, tokens_per_frame=5)
 
 
+@pytest.mark.parametrize("encoder", ["conv", "bandpower"])
+def test_bfloat16_autocast_is_close_to_float32(encoder):
+    """What a GPU runs, here on the CPU."""
+    torch.manual_seed(0)
+    model = trained_looking(NeuroFrames(4, 32, 6, encoder, 8, 16, 2, 2, predict="v", prior=True))
+    model.prior.fit([ar1(np.random.default_rng(0), 200, 6)])
+    z, n, eeg = torch.randn(2, 5, 6), torch.tensor([50, 900]), torch.randn(2, 5, 4, 32)
+    exact = model(z, n, model.encoder(eeg))
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = model(z, n, model.encoder(eeg))
+    assert (rough - exact).abs().max() < 0.05 * exact.abs().max()
+
+
 @pytest.mark.parametrize("encoder", [EEGEncoder, BandPowerEncoder])
 def test_encoder_shapes(encoder):
     net = encoder(5, 48, 24).eval()

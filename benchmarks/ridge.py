@@ -18,7 +18,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 import data  # noqa: E402
 from sample import METRICS, Scores, frame_scores  # noqa: E402
 
-PENALTIES = [1e2, 1e3, 3e3, 1e4, 3e4, 1e5]
+PENALTIES = [1e2, 1e3, 3e3, 1e4, 3e4, 1e5, 3e5]
 
 
 def band_power(subject, normaliser, bands=15, highest=50.0, block=200):
