@@ -97,6 +97,7 @@ def synthetic(folder, seed=0, runs=10, frames=900, channels=16, fs=100, side=32,
             out.add(x, eeg)
         np.save(out.path("sources.npy"), np.concatenate([m[3] for m in made]).astype(np.float32))
         np.savez(out.path("rois.npz"), patch=(sheet < side // 2).all(1))
+    return folder
 
 
 # ---- 2. Preparing recordings -----------------------------------------------------------

@@ -22,12 +22,9 @@ from torch import nn
 # ---- 1. EEG encoders ---------------------------------------------------------------------
 
 class EEGEncoder(nn.Module):
-    """The paper's temporal convolutional encoder: [B,K,C,W] -> [B,K,dim], each window on its own.
-
-    Blocks of Conv1d (stride 2), BatchNorm and GELU, each halving time and doubling the channels; an
-    average over time; a two-layer MLP (Section 3.3). The paper gives neither the number of blocks
-    nor the widths: ours stops when about 16 samples are left, and is at most 512 wide.
-    """
+    """The paper's temporal convolutional encoder: [B,K,C,W] -> [B,K,dim], each window on its own. Blocks
+    of Conv1d (stride 2), BatchNorm and GELU, an average over time, a two-layer MLP (Section 3.3). The
+    paper gives no sizes: ours stops when about 16 samples are left, and is at most 512 wide."""
 
     def __init__(self, channels, samples, dim):
         super().__init__()
@@ -52,8 +49,7 @@ class BandPowerEncoder(nn.Module):
     where (spatial filters over channels) and at which frequencies (bands). By Parseval's theorem,
     to filter, square and average over time is to sum |X(f)|^2 with weights. Windows follow one
     another without a gap, so a window's spectrum is taken over `span` windows around it: rhythms
-    1 Hz apart blur in 0.8 s, not in 2.4 s. cycles: the highest frequency, in cycles a window.
-    """
+    1 Hz apart blur in 0.8 s, not in 2.4 s. cycles: the highest frequency, in cycles a window."""
 
     def __init__(self, channels, samples, dim, cycles=60, filters=64, bands=40, span=3, dropout=0.5):
         super().__init__()
@@ -100,8 +96,7 @@ class LinearAutoencoder(nn.Module):
     What would training find? The best linear autoencoder is the PCA subspace (Eckart and Young
     1936; Baldi and Hornik 1989), so `fit` computes it in closed form: E has orthonormal rows and
     D = E^T. Latents are then scaled to unit variance (whitened), the variance at which the noise
-    schedule ends. With joint=True, E and D are free and trained by `reconstruction_loss`.
-    """
+    schedule ends. With joint=True, E and D are free and trained by `reconstruction_loss`."""
 
     def __init__(self, vertices, latent_dim, joint=False):
         super().__init__()
@@ -125,13 +120,10 @@ class LinearAutoencoder(nn.Module):
 
     @torch.no_grad()
     def fit(self, frames, block=4096):
-        """Closed-form optimum for frames [T,V] (anything that slices like an array).
-
-        The covariance of V = 91,282 vertices would be 33 GB; the Gram matrix X X^T [T,T] has the same
-        nonzero eigenvalues, and E = S^-1 U^T X. It is summed over blocks of vertices, the most that
-        is held. For T > V the V x V side is the small one. Lowers latent_dim to the rank of the
-        frames, beyond which directions are rounding errors. Returns the share of variance kept.
-        """
+        """Closed-form optimum for frames [T,V], anything that slices like an array; returns the share of
+        variance kept. The covariance of V = 91,282 vertices would be 33 GB; the Gram matrix X X^T [T,T] has
+        the same nonzero eigenvalues, and E = S^-1 U^T X. It is summed over blocks of vertices, the most
+        that is held; for T > V the V x V side is the small one. Lowers latent_dim to the frames' rank."""
         T, V = frames.shape
         if V != self.vertices or T < 2:
             raise ValueError(f"frames must be [T >= 2, {self.vertices}], got {[T, V]}")
@@ -154,9 +146,8 @@ class LinearAutoencoder(nn.Module):
         return float(power[-d:].sum() / power.sum())
 
     def reconstruction_loss(self, x, momentum=0.01):
-        """Joint mode: the loss of E and D on x [B,K,V], and the latents z [B,K,d] for the DiT. The
-        diffusion loss must not reach E: noise is trivial to predict when z shrinks to zero and D grows
-        to undo it. Hence the detach, and a running scale that keeps z at unit variance."""
+        """Joint mode: the loss of E and D on x [B,K,V], and z [B,K,d] for the DiT: at unit variance, and detached,
+        for if the diffusion loss reached E, z would shrink, D undo it, and the noise be trivial to predict."""
         u = F.linear(x, self.E).float()                   # [B,K,d]
         loss = (F.linear(u, self.D) - x).square().mean()  # scalar
         with torch.no_grad():
@@ -187,11 +178,8 @@ class NoiseSchedule:
         return signal * z + noise * eps
 
     def velocity(self, z, n, eps):
-        """v = sqrt(abar_n) eps - sqrt(1 - abar_n) z (Salimans and Ho 2022).
-
-        At the noisiest steps eps is all of z^(n), and predicting it teaches nothing. There v is -z: the
-        frames themselves, for which the EEG is all there is.
-        """
+        """v = sqrt(abar_n) eps - sqrt(1 - abar_n) z (Salimans and Ho 2022). At the noisiest steps eps is all of
+        z^(n), and predicting it teaches nothing; v is then -z, of which only the EEG can tell."""
         signal, noise = self.signal_noise(n, z)
         return signal * eps - noise * z
 
@@ -208,10 +196,8 @@ class GaussianPrior(nn.Module):
 
     BOLD is smooth in time. With C the K x K autocovariance of one latent, z^(n) has covariance
     abar C + (1 - abar) I, and E[eps | z^(n)] = sqrt(1 - abar) (abar C + (1 - abar) I)^-1 z^(n).
-    The network adds to this what it leaves out, first of all what the EEG says: the skip connection
-    of EDM (Karras et al. 2022), with a matrix for a number. The paper has none; minutes of data do
-    not teach a network as much about smoothness.
-    """
+    The network adds what this leaves out, first of all what the EEG says: the skip connection of
+    EDM (Karras et al. 2022), with a matrix for a number. The paper has none."""
 
     def __init__(self, latent_dim, lags=256):
         super().__init__()
@@ -234,13 +220,27 @@ class GaussianPrior(nn.Module):
         low = lag.long()
         return torch.lerp(c[low], c[low + 1], (lag - low)[..., None]).permute(2, 0, 1)
 
+    def spectrum(self, positions):
+        """C = U diag(power) U^T, in which inverses at any n are divisions: power [d,K], U [d,K,K], float64."""
+        key = tuple(positions.tolist())
+        if key not in self.spectra:
+            power, U = torch.linalg.eigh(self.covariance(positions, positions))
+            self.spectra[key] = power.clamp(min=0), U
+        return self.spectra[key]
+
+    def pseudo_inverse(self, abar, mask, positions):
+        """A_W^+ = W A^T (A W A^T)^-1 as [d,K,K], with W = Cov[z | z^(n)] and A = diag(mask), mask bool [K].
+        A A_W^+ A = A, as for A^+, but missing frames follow the anchors on which they depend: for a
+        Gaussian process the projected z0 is exactly E[z | z^(n), y]."""
+        power, U = self.spectrum(positions)
+        W = (U * ((1 - abar) * power / (abar * power + 1 - abar))[:, None]) @ U.transpose(1, 2)  # [d,K,K]
+        m = mask.cpu().double()
+        seen = m[:, None] * W * m + torch.diag(1 - m) + 1e-6 * W[:, :1, :1] * torch.diag(m)      # jitter on A W A^T
+        return (W * m) @ torch.linalg.inv(seen) * m
+
     def forward(self, z_n, n, schedule, predict, positions):
         """The prior's eps or v for z_n [B,K,d], n [B], positions [K]."""
-        key = (tuple(positions.tolist()), z_n.device)
-        if key not in self.spectra:  # C = U diag(power) U^T: the inverse is then a division, at any n
-            power, U = torch.linalg.eigh(self.covariance(positions, positions))  # [d,K], [d,K,K]
-            self.spectra[key] = power.clamp(min=0).to(z_n), U.to(z_n)
-        power, U = self.spectra[key]
+        power, U = (s.to(z_n) for s in self.spectrum(positions))
         with torch.autocast(z_n.device.type, enabled=False):
             signal, noise = schedule.signal_noise(n, z_n)             # [B,1,1]
             gain = noise if predict == "eps" else signal * noise * (1 - power)
@@ -278,11 +278,10 @@ class Block(nn.Module):
     """Self-attention, cross-attention to the EEG, MLP; each modulated by the diffusion step.
 
     adaLN-zero (Peebles and Xie 2023): shift and scale act after each LayerNorm, and a gate on each
-    branch starts at zero, so that a fresh block is the identity. Re-initialising all Linear layers
-    later would silently undo that. Each head of the cross-attention looks around a delay of its own,
-    a learned Gaussian bump over EEG time minus frame time, in frames: one tap of a haemodynamic
-    response. It adds to the 4 s by which the data are paired, which the paper leaves at that.
-    """
+    branch starts at zero, so that a fresh block is the identity; re-initialising all Linear layers would
+    undo that. Each head of the cross-attention looks around a delay of its own, a learned Gaussian bump
+    over EEG time minus frame time in frames, one tap of a haemodynamic response, beyond the 4 s by
+    which the data are paired and which the paper leaves at that."""
 
     def __init__(self, width, heads):
         super().__init__()
@@ -312,8 +311,7 @@ class DiT(nn.Module):
 
     The paper speaks of K x V = 912,820 vertex tokens, which no attention can hold; by its details one
     frame is one token (latent 1024 = width 1024). tokens_per_frame splits a frame into P tokens with
-    a learned embedding each. EEG tokens carry the same encoding of time as the frames.
-    """
+    a learned embedding each. EEG tokens carry the same encoding of time as the frames."""
 
     def __init__(self, latent_dim, eeg_dim, width, depth, heads, tokens_per_frame=1):
         super().__init__()
@@ -357,10 +355,8 @@ class DiT(nn.Module):
 
 
 class NeuroFrames(nn.Module):
-    """EEG encoder and denoiser in one module: what train.py trains and sample.py loads.
-
-    predict: "eps", the noise (the paper, Eq. 3), or "v", see velocity. prior: add GaussianPrior's answer.
-    """
+    """EEG encoder and denoiser, what train.py trains and sample.py loads. predict: "eps", the noise (Eq. 3),
+    or "v", see velocity. prior: add GaussianPrior's answer."""
 
     def __init__(self, channels, samples, latent_dim, eeg_encoder="conv", eeg_dim=512, width=1024, depth=6,
                  heads=8, tokens_per_frame=1, predict="eps", prior=False, encoder_settings=None):
@@ -383,7 +379,7 @@ class NeuroFrames(nn.Module):
         return eps if self.predict == "eps" else self.schedule.velocity(z, n, eps)
 
     def eps_model(self, h, positions=None, eeg_positions=None):
-        """The function (z_n, n) -> eps that `sample` calls, all [B,K,d]."""
+        """The function (z_n [B,K,d], n) -> eps that `sample` calls."""
         def eps(z_n, n):
             out = self(z_n, n, h, positions, eeg_positions)
             return out if self.predict == "eps" else self.schedule.eps_from_velocity(z_n, n, out)
@@ -392,32 +388,35 @@ class NeuroFrames(nn.Module):
 
 # ---- 5. Sampler: DDPM, DDIM and InterRecon in one loop ---------------------------------
 
-def range_null_projection(x0, y, mask):
+def range_null_projection(x0, y, mask, A_pinv=None):
     """x0 <- A^+ y + (I - A^+ A) x0: keep what was seen, and the guess for what was not. As A = diag(mask)
-    over frames, A^+ = A and the sum is a choice per frame, so A x0 = y to the last bit.
-    x0, y [B,K,d], or vertices in place of d; mask bool [K] or [B,K]."""
+    over frames, A^+ = A and the sum is a choice per frame, so A x0 = y to the last bit. x0, y [B,K,d],
+    or vertices in place of d; mask bool [K] or [B,K]. A_pinv [d,K,K]: another pseudo-inverse than A."""
+    if A_pinv is not None:
+        x0 = x0 + torch.einsum("dkj,bjd->bkd", A_pinv, y - x0)  # A_pinv is 0 where y is not known
     return torch.where(mask[..., None], y, x0)
 
 
 @torch.no_grad()
 def sample(eps_model, shape, schedule, steps=50, eta=0.0, y=None, mask=None, reuse_eps=True, generator=None,
-           antithetic=False, dtype=None, device=None):
+           pseudo_inverse=None, antithetic=False, dtype=None, device=None):
     """Algorithm 1: from noise to latent frames z [B,K,d] in `steps` network calls.
 
     eps_model   (z_n [B,K,d], n LongTensor [B] counting from 0) -> eps [B,K,d]
     eta         0: DDIM (Song et al. 2021). 1: DDPM; with steps = N, Algorithm 1.
     y, mask     frames seen, y [B,K,d] in latents, mask bool [K] or [B,K]: InterRecon. Else direct.
-    reuse_eps   after the projection keep the network's eps (as DDNM does; Wang et al. 2023), or
-                recompute it from z^(n) and z0, as Algorithm 1 does without saying so. With exact
-                eps, recomputing leaves a hundred times the squared bias (measured in the tests).
+    reuse_eps   keep the network's eps after the projection (as DDNM; Wang et al. 2023), or recompute it from
+                z^(n) and z0, as Algorithm 1 does without saying so: a hundred times the squared bias.
+    pseudo_inverse   abar -> A_W^+ [d,K,K], as of GaussianPrior, with eps recomputed: no bias where the
+                prior is right. None: A^+, the paper's. (test_neuroframes.py measures all of these.)
     antithetic  items i and i + B/2 get opposite noise. Each is as good a sample as any, but what is
                 odd in the noise cancels from a pair's mean (Hammersley and Morton 1956).
     dtype, device   default to those of y, else to torch's dtype and the generator's device.
 
-    The printed Algorithm 1 has lost the bars of its alphas and diverges. The mean of
-    q(z^(n-1) | z^(n), z0) has coefficients sqrt(abar_{n-1}) beta_n / (1 - abar_n) and
-    sqrt(alpha_n) (1 - abar_{n-1}) / (1 - abar_n). The update below is that mean, written with eps. For
-    skipped steps n > n', abar_n / abar_n' takes the place of alpha_n: beta_n is one step's noise only.
+    The printed Algorithm 1 has lost the bars of its alphas and diverges. The mean of q(z^(n-1) | z^(n), z0)
+    has coefficients sqrt(abar_{n-1}) beta_n / (1 - abar_n) and sqrt(alpha_n) (1 - abar_{n-1}) / (1 - abar_n).
+    The update is that mean, written with eps. For skipped steps n > n', abar_n / abar_n' takes the place of
+    alpha_n: beta_n is the noise of one step only.
     """
     if antithetic and shape[0] % 2:
         raise ValueError(f"antithetic sampling pairs items: the batch must be even, got {shape[0]}")
@@ -439,8 +438,9 @@ def sample(eps_model, shape, schedule, steps=50, eta=0.0, y=None, mask=None, reu
         eps = eps_model(z, torch.full((shape[0],), n, device=z.device))   # [B,K,d]
         z0 = (z - math.sqrt(1 - abar) * eps) / math.sqrt(abar)            # [B,K,d] clean frames, estimated
         if y is not None:
-            z0 = range_null_projection(z0, y, mask)                       # [B,K,d] now A z0 = y
-            if not reuse_eps:
+            weighted = None if pseudo_inverse is None else pseudo_inverse(abar).to(z0)
+            z0 = range_null_projection(z0, y, mask, weighted)             # [B,K,d] now A z0 = y
+            if pseudo_inverse is not None or not reuse_eps:
                 eps = (z - math.sqrt(abar) * z0) / math.sqrt(1 - abar)    # [B,K,d] Eq. 2 solved for eps
         # Zero at the last step, where abar' = 1: no noise is left in what is returned.
         sigma = eta * math.sqrt((1 - abar_next) / (1 - abar) * (1 - abar / abar_next))

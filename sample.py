@@ -34,6 +34,8 @@ def parse():
     add("--gap", type=int, default=2, help="every gap-th frame of a window is observed")
     add("--anchors", help="observed frames of each window instead of --gap, such as 0,9")
     add("--no-null-space", action="store_true", help="leave the projection out: what the EEG alone says")
+    add("--projection", choices=["weighted", "plain"], default="weighted",
+        help="pseudo-inverse weighted by the Gaussian prior, where the model has one; or the paper's")
     add("--frames", type=int, help="frames a window (default: as trained)")
     add("--samples", type=int, default=8, help="samples averaged; an even number is drawn as pairs of opposite noise")
     add("--steps", type=int, default=50, help="network calls a sample; lower it if time runs out")
@@ -249,9 +251,12 @@ def main():
         positions = torch.from_numpy(positions).to(device)
         h = model.encoder(eeg)  # once a window, whatever the number of samples
         eps = model.eps_model(h.repeat(S, 1, 1), eeg_positions=positions.repeat(S, 1))
+        weighted = None
+        if model.prior and a.projection == "weighted":
+            weighted = lambda abar: model.prior.pseudo_inverse(abar, torch.from_numpy(mask), torch.arange(K))  # noqa: E731
         z = sample(eps, (S * B, K, autoencoder.latent_dim), schedule, a.steps, a.eta,
                    y=None if y is None else y.repeat(S, 1, 1), mask=torch.from_numpy(mask).to(device),
-                   generator=generator, antithetic=S % 2 == 0, device=device)
+                   pseudo_inverse=weighted, generator=generator, antithetic=S % 2 == 0, device=device)
         return z.unflatten(0, (S, B))
 
     # Shuffled EEG: each window gets the EEG of another, along one random cycle so that none keeps its own.
