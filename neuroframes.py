@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-# ---- 1. EEG encoders ---------------------------------------------------------------------
+# ---- 1. EEG encoders -------------------------------------------------------------------
 
 class EEGEncoder(nn.Module):
     """The paper's temporal convolutional encoder: [B,K,C,W] -> [B,K,dim], each window on its own. Blocks

@@ -357,7 +357,7 @@ def main():
     with open(os.path.join(out, "metrics.json"), "w") as f:
         json.dump(metrics, f, indent=1)
     if a.plot:
-        carpet(os.path.join(out, "plot.png"), arrays["truth"], arrays["recon"], f"{mode}, mean of {a.samples}")
+        carpet(os.path.join(out, "plot.png"), arrays["truth"], arrays["recon"], f"{mode}, {a.samples} samples")
     report(metrics, scores, sum(len(w) for w in scores.windows["neuroframes"]["whole"]))
     print(f"wrote {out} in {metrics['seconds']} s")
 
