@@ -243,6 +243,8 @@ def main():
             mask[[k for k in seen if k < length] or [0]] = True  # a short window may lack the later anchors
         return mask
 
+    observed(K)  # so that wrong anchors fail before the work begins
+
     def generate(windows, eeg_windows, y, mask):
         """z [samples,B,K,d] for `windows`, given the EEG of `eeg_windows`."""
         B, K, S = len(windows), windows[0][1], a.samples

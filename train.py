@@ -21,9 +21,8 @@ from tqdm import tqdm
 import data
 from neuroframes import LinearAutoencoder, NeuroFrames
 
-# paper: sizes and optimiser of Section 4.1 (averaged weights, clipping and weight decay are ours). tiny:
-# what measured best on the synthetic subject, and the place to start for any session of minutes
-# rather than hours, which cannot carry the paper's 170 million weights.
+# paper: sizes and optimiser of Section 4.1 (averaged weights, clipping and weight decay are ours). tiny: for
+# the synthetic subject and sessions of minutes, which cannot carry the paper's 170 million weights.
 PRESETS = {
     "paper": dict(frames=10, latent_dim=1024, autoencoder="pca", eeg_encoder="conv", eeg_dim=512, predict="eps",
                   prior="none", loss="latent", context=0, depth=6, heads=8, width=1024, epochs=200, batch_size=32,
@@ -64,7 +63,7 @@ def parse():
     add("--ema", type=float, help="decay of the averaged weights a step")
     add("--no-validation", action="store_true",
         help="train on the validation run too, keep the last weights; choose --steps with validation first")
-    add("--compile", action="store_true", help="compile the transformer; what fails to compile runs as it is")
+    add("--compile", action="store_true", help="compile the transformer, where there is a compiler")
     add("--seed", type=int, default=0, help="of weights, windows and noise (default: 0)")
     add("--device", help="cpu, cuda or mps (default: the best there is)")
     add("--resume", action="store_true", help="go on from OUT/last.pt with its settings, bit for bit on CPU")
@@ -112,9 +111,8 @@ def encode_all(autoencoder, subject, normaliser, device, block=128):
 
 
 def learning_rate(a, step):
-    if not a.warmup:
-        return a.lr
-    return a.lr * min((step + 1) / a.warmup, 0.5 * (1 + math.cos(math.pi * min(step / a.steps, 1))))
+    cosine = 0.5 * (1 + math.cos(math.pi * step / a.steps))
+    return a.lr * min((step + 1) / a.warmup, cosine) if a.warmup else a.lr
 
 
 def main():
@@ -184,8 +182,11 @@ def main():
     optimizer = torch.optim.AdamW(trained, lr=a.lr, betas=(0.9, 0.999), weight_decay=a.weight_decay,
                                   fused=device.type == "cuda")
     if a.compile:
-        torch._dynamo.config.suppress_errors = True
-        model.dit.compile()
+        try:
+            torch.compile(torch.sin)(torch.ones(2, device=device))  # is there a compiler that works?
+            model.dit.compile()
+        except Exception as error:
+            print(f"note: nothing compiles here ({type(error).__name__}); going on without --compile")
     bf16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)  # older ones emulate it
     print(f"{sum(p.numel() for p in trained):,} weights on {device} in {'bfloat16' if bf16 else 'float32'}; "
           f"{a.steps:,} steps of {a.batch_size} windows of {a.frames} frames; {len(index):,} training frames")
