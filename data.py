@@ -216,9 +216,8 @@ def prepare_runs(a):
     with Writer(a.out, meta, V, C, W) as out, tqdm(total=sum(meta["frames_per_run"]), unit="frame") as bar:
         save_space(out, a.parcels, space, V)
         for bold_path, eeg_path, bold, first, starts in plan:
-            eeg = load_npy(eeg_path, 2)
             for i in range(0, len(starts), 256):  # CIFTI files keep time contiguous: small blocks read slowly
-                block = starts[i: i + 256]
+                block, eeg = starts[i: i + 256], load_npy(eeg_path, 2)  # opened anew, its pages read are let go
                 frames = np.asarray(bold[first + i: first + i + len(block)])
                 windows = np.stack([eeg[:C, s: s + W] for s in block])
                 out.add(frames, windows, bold_path, eeg_path)
