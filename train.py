@@ -28,7 +28,7 @@ PRESETS = {
                   prior="none", loss="latent", context=0, depth=6, heads=8, width=1024, epochs=200, batch_size=32,
                   lr=1e-4, warmup=0, ema=0.999, eeg_filters=64, eeg_bands=40),
     "tiny": dict(frames=10, latent_dim=64, autoencoder="pca", eeg_encoder="bandpower", eeg_dim=128, predict="v",
-                 prior="gaussian", loss="vertex", context=6, depth=2, heads=8, width=128, epochs=60, batch_size=32,
+                 prior="gaussian", loss="latent", context=6, depth=2, heads=8, width=128, epochs=60, batch_size=32,
                  lr=1e-3, warmup=100, ema=0.998, eeg_filters=32, eeg_bands=16)}
 
 
