@@ -351,6 +351,7 @@ def main():
     summary = scores.summary()
     metrics = {"mode": mode, "frames": K, "gap": a.gap if a.interrecon and not a.anchors else None,
                "anchors": a.anchors, "null_space": a.interrecon and not a.no_null_space, "steps": a.steps, "eta": a.eta,
+               "projection": a.projection if model.prior else "plain",
                "samples": a.samples, "seed": a.seed, "test_frames": len(frames), "scores": summary,
                "anchor_residual": residual if a.interrecon else None, "seconds": round(time.time() - began, 1)}
     if best_possible is not None:
