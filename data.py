@@ -10,7 +10,8 @@ A *prepared subject* is a folder that train.py and sample.py memory-map:
                        each run, optional split {"train": [...], "test": [...]}, checksums, source files
     space.dscalar.nii  optional: its brain-model axis says where each of the V grayordinates lies
     rois.npz           optional: region name -> bool [V]
-    sources.npy        only the synthetic subject: the true source power [T,S]
+    driven.npy         only the synthetic subject: the part of fmri.npy that its EEG's sources cause [T,V]
+    between.npy        only there: BOLD half a TR after each frame, without the scanner's noise [T,V]
 """
 import argparse
 import glob
@@ -50,7 +51,7 @@ def synthetic(folder, seed=0, runs=10, frames=900, channels=16, fs=100, side=32,
     2. EEG is the sources seen through a lead field, plus 1/f noise.
     3. BOLD is source power, late and smeared by the haemodynamic response, on smooth maps.
     4. BOLD also has fluctuations as smooth and as slow of which the EEG knows nothing, and white
-       noise. So none can be perfect; from the true power sample.py computes how good one can be.
+       noise. So none can be perfect; driven.npy is as good as one can be who knows all that EEG tells.
     """
     rng = np.random.default_rng(seed)
     tr, delay, step, lead_in = 0.8, 4.0, 0.1, 30.0  # seconds; power is simulated every `step`
@@ -72,12 +73,13 @@ def synthetic(folder, seed=0, runs=10, frames=900, channels=16, fs=100, side=32,
     def make_run():
         ticks = np.arange(-lead_in, volumes * tr, step)  # the response settles before the first volume
         amplitude = np.exp(0.5 * slow_noise(rng, len(ticks), sources, 2.0, step))      # [ticks,S]
-        power = amplitude**2
         at = lambda t, u: np.stack([np.interp(t, ticks, c) for c in u.T], 1)           # noqa: E731  [t,S]
-        bold = np.stack([np.convolve(p, response)[: len(ticks)] for p in power.T], 1)  # [ticks,S]
-        bold = (at(np.arange(volumes) * tr, bold) - 1.65 * response.sum()) / 1.65      # about mean 0, variance 1
-        x = bold @ maps + slow_noise(rng, volumes, background, 2.0, tr) @ background_maps
-        x = baseline * (1 + 0.005 * (x + 1.5 * rng.standard_normal((volumes, V))))     # [volumes,V]
+        bold = np.stack([np.convolve(p, response)[: len(ticks)] for p in (amplitude**2).T], 1)  # [ticks,S]
+        bold = (at(np.arange(2 * volumes) * tr / 2, bold) - 1.65 * response.sum()) / 1.65  # about mean 0, variance 1
+        driven = bold @ maps                                                           # [2 volumes,V] every TR/2
+        true = driven + slow_noise(rng, 2 * volumes, background, 2.0, tr / 2) @ background_maps
+        x = true[::2] + 1.5 * rng.standard_normal((volumes, V))                        # [volumes,V] as scanned
+        x, between, driven = (baseline * (1 + 0.005 * u) for u in (x, true[1::2], driven[::2]))
         t = np.arange(round(volumes * tr * fs)) / fs
         phase = 2 * np.pi * (frequency * t[:, None] + rng.uniform(size=sources))       # [samples,S]
         phase += math.sqrt(2 * math.pi / fs) * np.cumsum(rng.standard_normal(phase.shape), 0)
@@ -85,17 +87,16 @@ def synthetic(folder, seed=0, runs=10, frames=900, channels=16, fs=100, side=32,
         pink = np.fft.irfft(white / np.sqrt(np.maximum(np.arange(white.shape[1]), 1)), len(t))
         eeg = lead_field @ (at(t, amplitude) * np.sin(phase)).T + 0.5 * pink / pink.std()  # [C,samples]
         first, starts = eeg_windows(len(t), volumes, tr, fs, delay)
-        within = np.array(starts)[:, None] / fs + np.arange(0, tr, step)                # [frames,tr/step]
-        true = at(within.ravel(), power).reshape(*within.shape, sources).mean(1)        # [frames,S]
-        return first, x[first:], np.stack([eeg[:, i: i + W] for i in starts]), true
+        return first, np.stack([eeg[:, i: i + W] for i in starts]), *(u[first:] for u in (x, driven, between))
 
     made = [make_run() for _ in range(runs)]
     meta = {"tr": tr, "fs": fs, "delay": delay, "source": f"synthetic, seed {seed}",
             "first_volume": [m[0] for m in made], "frames_per_run": [len(m[1]) for m in made]}
     with Writer(folder, meta, V, channels, W) as out:
-        for _, x, eeg, _ in made:
+        for _, eeg, x, _, _ in made:
             out.add(x, eeg)
-        np.save(out.path("sources.npy"), np.concatenate([m[3] for m in made]).astype(np.float32))
+        for i, name in ((3, "driven.npy"), (4, "between.npy")):
+            np.save(out.path(name), np.concatenate([m[i] for m in made]).astype(np.float32))
         np.savez(out.path("rois.npz"), patch=(sheet < side // 2).all(1))
     return folder
 
@@ -335,7 +336,7 @@ class Subject:
         self.tr, self.runs = self.meta["tr"], self.meta["runs"]
         self.fmri, self.eeg = (load_npy(os.path.join(folder, f), n) for f, n in (("fmri.npy", 2), ("eeg.npy", 3)))
         self.rois = dict(there("rois.npz", np.load) or {})
-        self.sources = there("sources.npy", np.load)
+        self.driven, self.between = (there(name, lambda path: load_npy(path, 2)) for name in ("driven.npy", "between.npy"))
         self.space = there("space.dscalar.nii", lambda path: nib.load(path).header.get_axis(1))
 
     def segments(self, split, validation=True):
@@ -398,22 +399,41 @@ class Normaliser:
         return np.asarray(windows, np.float32) / self.eeg_scale[:, None]
 
 
-def tile(segments, K):
-    """Windows (start, length, low, high) that cover segments [low, high). The last one of a segment is
-    moved back to fit; a segment shorter than K becomes one short window."""
-    return [(min(i, max(a, b - K)), min(K, b - a), a, b) for a, b in segments for i in range(a, b, K)]
+def tile(segments, K, overlap=0):
+    """Windows (start, length, low, high) that cover segments [low, high), each with `overlap` frames of the one
+    before. The last one of a segment is moved back to fit; a segment shorter than K becomes one short window."""
+    return [(min(i, max(a, b - K)), min(K, b - a), a, b)
+            for a, b in segments for i in range(a, max(a + 1, b - overlap), K - overlap)]
+
+
+def draw_windows(segments, K, count, rng):
+    """`count` windows of at most K frames, all of one length, every place in `segments` alike."""
+    K = min(K, max(b - a for a, b in segments))
+    places = np.cumsum([max(0, b - a - K + 1) for a, b in segments])
+    drawn = rng.integers(places[-1], size=count)
+    where = np.searchsorted(places, drawn, side="right")
+    return [(segments[i][1] - K + 1 - int(places[i] - u), K, *segments[i]) for i, u in zip(where, drawn)]
 
 
 def window_indices(windows, context):
-    """Indices of frames [B,K] and EEG windows [B,K+2c], and the EEG's positions relative to the first frame.
+    """Indices of frames [B,K] and EEG windows [B,K+2c+1], and times of the EEG [B,K+2c] after the first frame.
 
     A frame's BOLD reflects the EEG of ten seconds and more, so the EEG of c = `context` further frames on
     each side is shown too. Past a segment's border its last window is repeated, at its true position.
+    The one too many is for `shift_windows`.
     """
     start, K = np.array([w[0] for w in windows])[:, None], windows[0][1]
     low, high = np.array([w[2] for w in windows])[:, None], np.array([w[3] for w in windows])[:, None]
-    eeg = np.clip(start + np.arange(-context, K + context), low, high - 1)
-    return start + np.arange(K), eeg, eeg - start
+    eeg = np.clip(start + np.arange(-context, K + context + 1), low, high - 1)
+    return start + np.arange(K), eeg, eeg[:, :-1] - start
+
+
+def shift_windows(eeg, samples):
+    """EEG windows that follow one another, [B,L+1,C,W] -> [B,L,C,W], cut `samples` later. No sample lies
+    between two windows, so that together they are the recording and can be cut anywhere."""
+    L, W = eeg.shape[1] - 1, eeg.shape[-1]
+    recording = eeg.transpose(1, 2).flatten(2)[..., samples: samples + L * W]  # [B,C,LW]
+    return recording.unflatten(-1, (L, W)).transpose(1, 2)                     # [B,L,C,W]
 
 
 def main():

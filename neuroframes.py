@@ -202,23 +202,30 @@ class GaussianPrior(nn.Module):
     def __init__(self, latent_dim, lags=256):
         super().__init__()
         self.register_buffer("autocovariance", torch.zeros(lags, latent_dim))  # [lags,d]
+        self.register_buffer("white", torch.zeros(latent_dim))                 # [d]
         self.spectra = {}
 
     @torch.no_grad()
     def fit(self, segments):
         """c[l] = mean z_t z_{t+l}, from segments [t,d] of consecutive latents. Divided by all frames, not
-        by the pairs at lag l: only then is no variance negative."""
+        by the pairs at lag l: only then is no variance negative. `white` is the part of c[0] that no lag
+        shares, the scanner's noise: the smallest eigenvalue of 32 frames' covariance."""
         self.spectra, total = {}, sum(len(z) for z in segments)
         for lag in range(len(self.autocovariance)):
             self.autocovariance[lag] = sum((z[lag:] * z[: len(z[lag:])]).sum(0) for z in segments) / total
+        self.white.zero_()
+        self.white.copy_(torch.linalg.eigvalsh(self.covariance(torch.arange(32), torch.arange(32)))[:, 0].clamp(min=0))
 
     def covariance(self, a, b):
-        """C [d,len(a),len(b)], float64, between times in frames. Linear between whole lags: that multiplies
-        the power spectrum by sinc^2, so it stays positive."""
+        """C [d,len(a),len(b)], float64, between times in frames. Between whole lags the smooth part of c is
+        interpolated linearly, which multiplies its power spectrum by sinc^2: it stays positive."""
         c = F.pad(self.autocovariance.cpu().double(), (0, 0, 0, 2))  # [lags+2,d] zero beyond the last lag
+        white = self.white.cpu().double()
+        c[0] -= white
         lag = (a.cpu().double()[:, None] - b.cpu().double()).abs().clamp(max=len(c) - 2)  # [Ka,Kb]
         low = lag.long()
-        return torch.lerp(c[low], c[low + 1], (lag - low)[..., None]).permute(2, 0, 1)
+        C = torch.lerp(c[low], c[low + 1], (lag - low)[..., None])   # [Ka,Kb,d]
+        return (C + white * (lag == 0)[..., None]).permute(2, 0, 1)
 
     def spectrum(self, positions):
         """C = U diag(power) U^T, in which inverses at any n are divisions: power [d,K], U [d,K,K], float64."""
@@ -228,15 +235,21 @@ class GaussianPrior(nn.Module):
             self.spectra[key] = power.clamp(min=0), U
         return self.spectra[key]
 
-    def pseudo_inverse(self, abar, mask, positions):
-        """A_W^+ = W A^T (A W A^T)^-1 as [d,K,K], with W = Cov[z | z^(n)] and A = diag(mask), mask bool [K].
-        A A_W^+ A = A, as for A^+, but missing frames follow the anchors on which they depend: for a
-        Gaussian process the projected z0 is exactly E[z | z^(n), y]."""
+    def conditional_covariance(self, abar, positions):
+        """W = Cov[z | z^(n)] = (1 - abar) C (abar C + (1 - abar) I)^-1, [d,K,K]; at abar = 0 it is C."""
         power, U = self.spectrum(positions)
-        W = (U * ((1 - abar) * power / (abar * power + 1 - abar))[:, None]) @ U.transpose(1, 2)  # [d,K,K]
-        m = mask.cpu().double()
-        seen = m[:, None] * W * m + torch.diag(1 - m) + 1e-6 * W[:, :1, :1] * torch.diag(m)      # jitter on A W A^T
-        return (W * m) @ torch.linalg.inv(seen) * m
+        return (U * ((1 - abar) * power / (abar * power + 1 - abar))[:, None]) @ U.transpose(1, 2)
+
+    def interleave(self, out, abar, points):
+        """The network's answers `out` [B,u,K,d] for u sets of K frames -> the same for all points at once.
+        What the EEG says of the mean m of z adds -sqrt(abar (1 - abar)) M^-1 m to eps, M = abar C + (1 - abar) I.
+        M is known, so m is; but twice the points share it, so that each may say half as much."""
+        u = out.shape[1]
+        power, U = (s.to(out) for s in self.spectrum(points))
+        gain = (abar * power / u + 1 - abar) / (abar * power + 1 - abar)
+        out = out.transpose(1, 2).flatten(1, 2)
+        out = torch.einsum("dkm,bdm->bkd", U, gain * torch.einsum("dkm,bkd->bdm", U, out))
+        return out.unflatten(1, (-1, u)).transpose(1, 2)
 
     def forward(self, z_n, n, schedule, predict, positions):
         """The prior's eps or v for z_n [B,K,d], n [B], positions [K]."""
@@ -258,7 +271,7 @@ def sinusoid(position, dim, max_period=10000.0):
 
 
 class Attention(nn.Module):
-    """Multi-head attention of x [B,M,w] over context [B,L,w]; self-attention when they are one."""
+    """Multi-head attention of x [B,M,w] to the keys and values [B,heads,L,w/heads] of L other tokens."""
 
     def __init__(self, width, heads):
         super().__init__()
@@ -266,11 +279,15 @@ class Attention(nn.Module):
         self.q, self.kv = nn.Linear(width, width), nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x, context, bias=None):
-        def split(u):  # [B,M,w] -> [B,heads,M,w/heads]
-            return u.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        q, (k, v) = split(self.q(x)), map(split, self.kv(context).chunk(2, -1))
-        u = F.scaled_dot_product_attention(q, k, v, None if bias is None else bias.to(q.dtype))  # as q
+    def split(self, u):
+        return u.unflatten(-1, (self.heads, -1)).transpose(1, 2)          # [B,M,w] -> [B,heads,M,w/heads]
+
+    def keys_values(self, context):
+        return [self.split(u) for u in self.kv(context).chunk(2, -1)]     # [B,heads,L,w/heads] each
+
+    def forward(self, x, keys, values, bias=None):
+        bias = None if bias is None else bias.to(keys.dtype)              # under autocast they would differ
+        u = F.scaled_dot_product_attention(self.split(self.q(x)), keys, values, bias)
         return self.out(u.transpose(1, 2).flatten(2))                     # [B,M,w]
 
 
@@ -294,16 +311,20 @@ class Block(nn.Module):
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
 
-    def forward(self, x, c, h, lag):
-        # x [B,M,w] tokens of noisy frames; c [B,w] step; h [B,L,w] EEG; lag [B,1,M,L] EEG time - frame time
-        s1, b1, g1, s2, b2, g2, s3, b3, g3 = self.modulation(F.silu(c))[:, None].chunk(9, -1)  # [B,1,w] each
-        u = self.norm(x) * (1 + s1) + b1                          # [B,M,w]
-        x = x + g1 * self.self_attention(u, u)                    # [B,M,w]
-        u = self.norm(x) * (1 + s2) + b2                          # [B,M,w]
+    def condition(self, h, lag):
+        """What the cross-attention needs of the EEG h [B,L,w]; lag [B,1,M,L] is EEG time - frame time."""
         bias = -0.5 * ((lag - self.delay) * torch.exp(-self.log_spread)) ** 2  # [B,heads,M,L]
-        x = x + g2 * self.cross_attention(u, h, bias)              # [B,M,w]
-        u = self.norm(x) * (1 + s3) + b3                          # [B,M,w]
-        return x + g3 * self.mlp(u)                               # [B,M,w]
+        return *self.cross_attention.keys_values(h), bias
+
+    def forward(self, x, c, condition):
+        # x [B,M,w] tokens of noisy frames; c [B,w] diffusion step
+        s1, b1, g1, s2, b2, g2, s3, b3, g3 = self.modulation(F.silu(c))[:, None].chunk(9, -1)  # [B,1,w] each
+        u = self.norm(x) * (1 + s1) + b1                                       # [B,M,w]
+        x = x + g1 * self.self_attention(u, *self.self_attention.keys_values(u))  # [B,M,w]
+        u = self.norm(x) * (1 + s2) + b2                                       # [B,M,w]
+        x = x + g2 * self.cross_attention(u, *condition)                       # [B,M,w]
+        u = self.norm(x) * (1 + s3) + b3                                       # [B,M,w]
+        return x + g3 * self.mlp(u)                                            # [B,M,w]
 
 
 class DiT(nn.Module):
@@ -332,23 +353,31 @@ class DiT(nn.Module):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, z_n, n, h, positions=None, eeg_positions=None):
-        """z_n [B,K,d], n [B] from 0, h [B,L,d_e] -> [B,K,d]. positions [K] or [B,K] and eeg_positions [L]
-        or [B,L] are times in frames, by default 0, 1, 2... L > K: EEG from before and after the frames."""
-        B, K, _ = z_n.shape
+    def time(self, positions, like):
+        return sinusoid(positions.expand(len(like), -1), self.width).to(like.dtype)  # [B,K,w]
+
+    def condition(self, h, positions, eeg_positions):
+        """What depends on neither z_n nor n, one entry a block: the sampler computes it once, not 50 times."""
+        lag = eeg_positions.expand(len(h), -1)[:, None] - positions.expand(len(h), -1)[..., None]  # [B,K,L]
+        lag = lag.float().repeat_interleave(self.P, 1)[:, None]                      # [B,1,KP,L]
+        h = self.embed_h(h) + self.time(eeg_positions, h)                            # [B,L,w]
+        return [block.condition(h, lag) for block in self.blocks]
+
+    def forward(self, z_n, n, h, positions=None, eeg_positions=None, condition=None):
+        """z_n [B,K,d], n [B] or [1] from 0, h [B,L,d_e] -> [B,K,d]. positions [K] or [B,K] and eeg_positions
+        [L] or [B,L] are times in frames, by default 0, 1, 2... L > K: EEG from before and after the frames."""
+        K = z_n.shape[1]
         if positions is None:
             positions = torch.arange(K, device=z_n.device)
         if eeg_positions is None:
             eeg_positions = positions if h.shape[1] == K else torch.arange(h.shape[1], device=h.device)
-        time = lambda p: sinusoid(p.expand(B, -1), self.width).to(z_n.dtype)         # noqa: E731  [B,K,w]
+        if condition is None:
+            condition = self.condition(h, positions, eeg_positions)
         c = self.embed_n(sinusoid(n, self.width).to(z_n.dtype))                      # [B,w]
-        h = self.embed_h(h) + time(eeg_positions)                                    # [B,L,w]
         u = self.embed_z(z_n.unflatten(-1, (self.P, -1))) + self.place               # [B,K,P,w]
-        u = (u + time(positions)[:, :, None]).flatten(1, 2)                          # [B,KP,w]
-        lag = eeg_positions.expand(B, -1)[:, None] - positions.expand(B, -1)[..., None]  # [B,K,L]
-        lag = lag.float().repeat_interleave(self.P, 1)[:, None]                      # [B,1,KP,L]
-        for block in self.blocks:
-            u = block(u, c, h, lag)                                                  # [B,KP,w]
+        u = (u + self.time(positions, z_n)[:, :, None]).flatten(1, 2)                # [B,KP,w]
+        for block, known in zip(self.blocks, condition):
+            u = block(u, c, known)                                                   # [B,KP,w]
         scale, shift = self.modulation(F.silu(c))[:, None].chunk(2, -1)              # [B,1,w] each
         u = self.head(self.norm(u) * (1 + scale) + shift)                            # [B,KP,d/P]
         return u.unflatten(1, (K, self.P)).flatten(2)                                # [B,K,d]
@@ -367,39 +396,129 @@ class NeuroFrames(nn.Module):
         self.dit = DiT(latent_dim, eeg_dim, width, depth, heads, tokens_per_frame)
         self.prior = GaussianPrior(latent_dim) if prior else None
 
-    def forward(self, z_n, n, h, positions=None, eeg_positions=None):
+    def forward(self, z_n, n, h, positions=None, eeg_positions=None, condition=None):
         """z_n [B,K,d], n [B], encoded EEG h [B,L,d_e], positions [K] -> eps or v, [B,K,d]."""
         if positions is None:
             positions = torch.arange(z_n.shape[1])
-        out = self.dit(z_n, n, h, positions.to(z_n.device), eeg_positions)
+        out = self.dit(z_n, n, h, positions.to(z_n.device), eeg_positions, condition)
         return out if self.prior is None else out + self.prior(z_n, n, self.schedule, self.predict, positions)
 
     def target(self, z, n, eps):
         """What `forward` is compared with in the loss (Eq. 3)."""
         return eps if self.predict == "eps" else self.schedule.velocity(z, n, eps)
 
-    def eps_model(self, h, positions=None, eeg_positions=None):
-        """The function (z_n [B,K,d], n) -> eps that `sample` calls."""
+    def eps_model(self, h, eeg_positions, K):
+        """The function (z_n [S B,K u,d], n) -> eps that `sample` calls, with one n for all, for S samples of B
+        windows of K frames with EEG h [B,u,L,d_e]. With u > 1, u - 1 points lie between two frames, and the
+        EEG is cut at their times too. The network is asked about each set of points one TR apart, which is
+        what it was trained on, and the prior puts the sets together."""
+        B, u = h.shape[:2]
+        frames, points = torch.arange(K, device=h.device), torch.arange(K * u) / u
+        h, eeg_positions = h.flatten(0, 1), eeg_positions.repeat_interleave(u, 0)  # [Bu,L,d_e], [Bu,L]
+        known = self.dit.condition(h, frames, eeg_positions)
+
         def eps(z_n, n):
-            out = self(z_n, n, h, positions, eeg_positions)
-            return out if self.predict == "eps" else self.schedule.eps_from_velocity(z_n, n, out)
+            each = [[k.repeat(len(z_n) // B, 1, 1, 1) for k in block] for block in known]
+            sets = z_n.unflatten(1, (K, u)).transpose(1, 2).flatten(0, 1)                # [SBu,K,d]
+            out = self.dit(sets, n[:1], h, frames, eeg_positions, each).unflatten(0, (-1, u))  # [SB,u,K,d]
+            if u > 1:
+                out = self.prior.interleave(out, self.schedule.alpha_bar[n[0]], points)
+            out = out.transpose(1, 2).flatten(1, 2)                                      # [SB,Ku,d]
+            if self.prior is not None:
+                out = out + self.prior(z_n, n[:1], self.schedule, self.predict, points)
+            return out if self.predict == "eps" else self.schedule.eps_from_velocity(z_n, n[:1], out)
         return eps
 
 
 # ---- 5. Sampler: DDPM, DDIM and InterRecon in one loop ---------------------------------
 
-def range_null_projection(x0, y, mask, A_pinv=None):
-    """x0 <- A^+ y + (I - A^+ A) x0: keep what was seen, and the guess for what was not. As A = diag(mask)
-    over frames, A^+ = A and the sum is a choice per frame, so A x0 = y to the last bit. x0, y [B,K,d],
-    or vertices in place of d; mask bool [K] or [B,K]. A_pinv [d,K,K]: another pseudo-inverse than A."""
-    if A_pinv is not None:
-        x0 = x0 + torch.einsum("dkj,bjd->bkd", A_pinv, y - x0)  # A_pinv is 0 where y is not known
-    return torch.where(mask[..., None], y, x0)
+def range_null_projection(x0, y, mask):
+    """x0 <- A^+ y + (I - A^+ A) x0: keep what was seen, and the guess for what was not. A = diag(mask), so
+    A^+ = A and the sum is a choice: A x0 = y to the last bit. x0, y [B,K,d] with a mask over frames,
+    bool [K,1] or [B,K,1]; or [K,V] with a mask over vertices, bool [K,V]."""
+    return torch.where(mask, y, x0)
+
+
+class Observation:
+    """Frames that were seen whole, in part or not at all, as linear systems A z = y in their latents.
+
+    This is what a linear decoder is for: x = D z + mean holds row by row, so vertices O seen of a frame
+    say D_O z = x_O - mean_O. With the SVD D_O = U S Q^T, A = Q^T [r,d] and y = S^-1 U^T (x_O - mean_O):
+    the pseudo-inverse of the decoder's observed rows, computed once. With more vertices than latents y is
+    their least-squares fit; latents that O hardly shows, S < 1e-3 of the largest, are not in A. The fit
+    is not exact, for D z is not all of x: the covariance R of y - A z is measured on training frames,
+    and where R is large the model is believed more than y. Seen whole, A = I, y = E x and R = 0.
+
+    rows    bool [P,V]: which vertices are seen; frame k of a stretch has row k mod P
+    frames  [n,V] training frames in z-scores, from which R is measured; only used for partial rows"""
+
+    def __init__(self, autoencoder, rows, frames=None):
+        self.autoencoder, self.rows, d = autoencoder, rows, autoencoder.latent_dim
+        eye = torch.eye(d, dtype=torch.float64)
+        self.systems = {"whole": (eye, 0 * eye, None), "unseen": (eye[:0], eye[:0, :0], None)}  # kind: A, R, fit
+        self.kinds = []  # of each row
+        for row in rows:
+            kind = "whole" if row.all() else "unseen" if not row.any() else row.cpu().numpy().tobytes()
+            self.kinds.append(kind)
+            if kind not in self.systems:
+                self.systems[kind] = self.solve(row, frames)
+
+    @torch.no_grad()
+    def solve(self, row, frames):
+        ae = self.autoencoder
+        D_O = (ae.decode(torch.eye(ae.latent_dim, device=row.device)) - ae.decode(0 * ae.latent_scale))[:, row]  # [d,O]
+        power, Q = torch.linalg.eigh((D_O @ D_O.T).cpu().double())          # S^2 [d], Q [d,d]
+        Q, power = Q[:, power > 1e-6 * power[-1]], power[power > 1e-6 * power[-1]]
+        fit = ((Q / power).to(D_O).T @ D_O, row)                            # S^-1 U^T [r,O]
+        error = self.fit(frames, fit) - (ae.encode(frames) @ Q.to(D_O))     # [n,r]
+        return Q.T, (error.T @ error).cpu().double() / len(error), fit
+
+    def fit(self, x, fit):
+        """y [n,r] of frames x [n,V]"""
+        weight, row = fit
+        return (x - self.autoencoder.decode(0 * self.autoencoder.latent_scale))[:, row] @ weight.T
+
+    @torch.no_grad()
+    def latents(self, x, kind):
+        """A^T y [n,d] of frames x [n,V], all seen through the same row."""
+        A, _, fit = self.systems[kind]
+        return self.autoencoder.encode(x) if fit is None else self.fit(x, fit) @ A.to(x)
+
+    def projection(self, kinds, prior=None, positions=None):
+        """The function (z0 [B,K,d], A^T y [B,K,d], abar) -> z0 that agrees with what was seen.
+
+        z0 + G (y - A z0) with the gain G = W A^T (A W A^T + R)^-1. Without a prior W = I, each frame on its
+        own: where R = 0, G = A^+, and this is the range-null projection. With one W = Cov[z | z^(n)], and
+        frames not seen follow those on which they depend: for a Gaussian process z0 is E[z | z^(n), y]."""
+        A, R = zip(*(self.systems[kind][:2] for kind in kinds))
+        if prior is None:
+            P = torch.stack([a.T @ torch.linalg.inv(torch.eye(len(r)) + r) @ a for a, r in zip(A, R)])  # [K,d,d]
+            return lambda z0, y, abar: z0 + torch.einsum("kde,bke->bkd", P.to(z0), y - z0)
+        gains, m = {}, torch.tensor([kind == "whole" for kind in kinds]).double()
+
+        def gain(abar):
+            W = prior.conditional_covariance(abar, positions)                     # [d,K,K]
+            if set(kinds) <= {"whole", "unseen"}:  # then the latents are independent
+                seen = m[:, None] * W * m + torch.diag(1 - m) + 1e-6 * W[:, :1, :1] * torch.diag(m)  # A W A^T
+                return (W * m) @ torch.linalg.inv(seen) * m                       # [d,K,K]
+            WA = torch.cat([W[:, :, j].T[..., None] * a.T for j, a in enumerate(A)], -1)  # [K,d,M]
+            seen = torch.cat([a @ u for a, u in zip(A, WA)]) + torch.block_diag(*R)       # [M,M]
+            return WA.flatten(0, 1) @ torch.linalg.inv(seen + 1e-6 * torch.eye(len(seen)))  # [Kd,M]
+
+        def project(z0, y, abar):
+            G = gains.setdefault(abar, None)
+            if G is None:
+                G = gains[abar] = gain(abar).to(z0)
+            if G.ndim == 3:
+                return z0 + torch.einsum("dkj,bjd->bkd", G, y - z0)
+            error = torch.cat([u @ a.T.to(z0) for u, a in zip((y - z0).unbind(1), A)], -1)  # [B,M]
+            return z0 + (error @ G.T).view_as(z0)                                 # [B,K,d]
+        return project
 
 
 @torch.no_grad()
 def sample(eps_model, shape, schedule, steps=50, eta=0.0, y=None, mask=None, reuse_eps=True, generator=None,
-           pseudo_inverse=None, antithetic=False, dtype=None, device=None):
+           project=None, antithetic=False, dtype=None, device=None):
     """Algorithm 1: from noise to latent frames z [B,K,d] in `steps` network calls.
 
     eps_model   (z_n [B,K,d], n LongTensor [B] counting from 0) -> eps [B,K,d]
@@ -407,8 +526,8 @@ def sample(eps_model, shape, schedule, steps=50, eta=0.0, y=None, mask=None, reu
     y, mask     frames seen, y [B,K,d] in latents, mask bool [K] or [B,K]: InterRecon. Else direct.
     reuse_eps   keep the network's eps after the projection (as DDNM; Wang et al. 2023), or recompute it from
                 z^(n) and z0, as Algorithm 1 does without saying so: a hundred times the squared bias.
-    pseudo_inverse   abar -> A_W^+ [d,K,K], as of GaussianPrior, with eps recomputed: no bias where the
-                prior is right. None: A^+, the paper's. (test_neuroframes.py measures all of these.)
+    project     (z0, abar) -> z0 in place of y and mask: what Observation's projection gives. With a
+                prior, recompute eps: no bias where the prior is right. (test_neuroframes.py measures it.)
     antithetic  items i and i + B/2 get opposite noise. Each is as good a sample as any, but what is
                 odd in the noise cancels from a pair's mean (Hammersley and Morton 1956).
     dtype, device   default to those of y, else to torch's dtype and the generator's device.
@@ -422,6 +541,7 @@ def sample(eps_model, shape, schedule, steps=50, eta=0.0, y=None, mask=None, reu
         raise ValueError(f"antithetic sampling pairs items: the batch must be even, got {shape[0]}")
     if y is not None:
         dtype, device = dtype or y.dtype, device or y.device
+        project = lambda z0, abar: range_null_projection(z0, y, mask[..., None])  # noqa: E731
     draw_on = generator.device if generator is not None else device
     device = device or draw_on
 
@@ -437,10 +557,9 @@ def sample(eps_model, shape, schedule, steps=50, eta=0.0, y=None, mask=None, reu
         abar_next = schedule.alpha_bar[visited[i + 1]].item() if i + 1 < len(visited) else 1.0
         eps = eps_model(z, torch.full((shape[0],), n, device=z.device))   # [B,K,d]
         z0 = (z - math.sqrt(1 - abar) * eps) / math.sqrt(abar)            # [B,K,d] clean frames, estimated
-        if y is not None:
-            weighted = None if pseudo_inverse is None else pseudo_inverse(abar).to(z0)
-            z0 = range_null_projection(z0, y, mask, weighted)             # [B,K,d] now A z0 = y
-            if pseudo_inverse is not None or not reuse_eps:
+        if project is not None:
+            z0 = project(z0, abar)                                        # [B,K,d] now A z0 = y
+            if not reuse_eps:
                 eps = (z - math.sqrt(abar) * z0) / math.sqrt(1 - abar)    # [B,K,d] Eq. 2 solved for eps
         # Zero at the last step, where abar' = 1: no noise is left in what is returned.
         sigma = eta * math.sqrt((1 - abar_next) / (1 - abar) * (1 - abar / abar_next))

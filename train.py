@@ -26,10 +26,10 @@ from neuroframes import LinearAutoencoder, NeuroFrames
 PRESETS = {
     "paper": dict(frames=10, latent_dim=1024, autoencoder="pca", eeg_encoder="conv", eeg_dim=512, predict="eps",
                   prior="none", loss="latent", context=0, depth=6, heads=8, width=1024, epochs=200, batch_size=32,
-                  lr=1e-4, warmup=0, ema=0.999, eeg_filters=64, eeg_bands=40),
+                  lr=1e-4, warmup=0, ema=0.999, vary=False, eeg_filters=64, eeg_bands=40),
     "tiny": dict(frames=10, latent_dim=64, autoencoder="pca", eeg_encoder="bandpower", eeg_dim=128, predict="v",
                  prior="gaussian", loss="latent", context=6, depth=2, heads=8, width=128, epochs=60, batch_size=32,
-                 lr=1e-3, warmup=100, ema=0.998, eeg_filters=32, eeg_bands=16)}
+                 lr=1e-3, warmup=100, ema=0.998, vary=True, eeg_filters=32, eeg_bands=16)}
 
 
 def parse():
@@ -47,6 +47,8 @@ def parse():
     add("--eeg-filters", type=int, help="bandpower: spatial filters; lower it if memory or time runs out")
     add("--eeg-bands", type=int, help="bandpower: frequency bands a filter; lower it if memory or time runs out")
     add("--context", type=int, help="EEG windows shown before and after the K frames")
+    add("--vary", action=argparse.BooleanOptionalAction,
+        help="train on windows of K/3 to 3K frames and EEG cut between frames, for one checkpoint that takes all")
     add("--predict", choices=["eps", "v"], help="what the network predicts: the noise, or the velocity")
     add("--prior", choices=["none", "gaussian"], help="start from the Gaussian denoiser of the latents, or not")
     add("--loss", choices=["latent", "vertex"], help="every latent counts alike, or by how far it moves the vertices")
@@ -138,8 +140,7 @@ def main():
         data.fail(f"{folder}: is not the data that {last_path} was trained on; start anew without --resume")
     segments = {s: subject.segments(s, validation=not a.no_validation) for s in ("train", "val")}
     normaliser = data.Normaliser.measure(subject, segments["train"])
-    starts = [(t, a.frames, lo, hi) for lo, hi in segments["train"] for t in range(lo, hi - a.frames + 1)]
-    if not starts:
+    if a.frames > max((hi - lo for lo, hi in segments["train"]), default=0):
         data.fail(f"--frames {a.frames}: no training stretch of {folder} is that long; lower it")
     if not subject.segments("test"):
         print(f"note: {folder} has no test frames (a single run?): there will be nothing to score")
@@ -194,13 +195,14 @@ def main():
     if a.preset == "paper" and len(index) < 10_000:
         print("note: these are few frames for the paper's settings; compare with --preset tiny")
 
-    def batch(windows):
-        """z [B,K,d] (joint mode: frames x [B,K,V]), eeg [B,L,C,W], positions of the EEG [B,L]."""
+    def batch(windows, shift=0):
+        """z [B,K,d] (joint mode: frames x [B,K,V]), eeg [B,L,C,W] cut `shift` samples late, its times [B,L]."""
         frames, eeg, eeg_positions = data.window_indices(windows, a.context)
         once, where = np.unique(eeg, return_inverse=True)  # windows of a batch overlap: read each EEG window once
         s = torch.from_numpy(normaliser.eeg(subject.eeg[once]))[torch.from_numpy(where.reshape(eeg.shape))]
         z = torch.from_numpy(normaliser.zscore(subject.fmri[frames])) if joint else z_all[torch.from_numpy(frames)]
-        return z.to(device), s.to(device), torch.from_numpy(eeg_positions).to(device)
+        positions = torch.from_numpy(eeg_positions + shift / W).float()
+        return z.to(device), data.shift_windows(s, shift).to(device), positions.to(device)
 
     def diffusion_loss(net, z, n, eps, eeg, eeg_positions):
         """Eq. 3, one number a window [B]."""
@@ -247,8 +249,11 @@ def main():
     while step < a.steps:
         model.train()
         torch.manual_seed(a.seed * 1_000_003 + step)
-        chosen = np.random.default_rng([a.seed, step]).integers(len(starts), size=a.batch_size)
-        z, eeg, eeg_positions = batch([starts[i] for i in chosen])
+        rng, K, shift = np.random.default_rng([a.seed, step]), a.frames, 0
+        if a.vary:  # as many frames a step, in windows of any length; EEG cut anywhere between two frames
+            K, shift = round(a.frames * 3 ** rng.uniform(-1, 1)), int(rng.integers(W))
+        windows = data.draw_windows(segments["train"], K, max(1, a.batch_size * a.frames // K), rng)
+        z, eeg, eeg_positions = batch(windows, shift)
         n = torch.randint(schedule.steps, (len(z),)).to(device)                  # [B]
         with torch.autocast("cuda", torch.bfloat16) if bf16 else contextlib.nullcontext():
             reconstruction = 0.0
