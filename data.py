@@ -34,7 +34,6 @@ def hrf(t):
     """Double-gamma haemodynamic response at t seconds (SPM's): a peak at 5 s, a dip at 15 s."""
     return t**5 * np.exp(-t) / math.gamma(6) - t**15 * np.exp(-t) / math.gamma(16) / 6
 
-
 def slow_noise(rng, samples, columns, seconds, dt):
     """Gaussian noise with a Gaussian autocorrelation about `seconds` wide; unit variance."""
     pad = int(4 * seconds / dt)
@@ -42,7 +41,6 @@ def slow_noise(rng, samples, columns, seconds, dt):
     white = rng.standard_normal((samples + 2 * pad, columns))
     smooth = np.stack([np.convolve(w, kernel, "valid") for w in white.T], 1)
     return smooth / np.sqrt((kernel**2).sum())
-
 
 def synthetic(folder, seed=0, runs=10, frames=900, channels=16, fs=100, side=32, sources=8, background=24):
     """Make a prepared subject of side^2 vertices in a few seconds; the same seed makes the same one.
@@ -100,27 +98,23 @@ def synthetic(folder, seed=0, runs=10, frames=900, channels=16, fs=100, side=32,
         np.savez(out.path("rois.npz"), patch=(sheet < side // 2).all(1))
     return folder
 
-
 # ---- 2. Preparing recordings -----------------------------------------------------------
 
 def fail(message):
     sys.exit(f"error: {message}")
 
-
 def pick_device(name):
     best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     return torch.device(name or best)
 
-
-def load_npy(path, ndim):
+def load_npy(path, *ndims):
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         fail(f"{path}: not a readable .npy array ({error}); save it again with numpy.save")
-    if array.ndim != ndim:
-        fail(f"{path}: has shape {array.shape}, expected {ndim} axes")
+    if array.ndim not in ndims:
+        fail(f"{path}: has shape {array.shape}, expected {' or '.join(map(str, ndims))} axes")
     return array
-
 
 def eeg_windows(samples, volumes, tr, fs, delay):
     """Pair volumes with EEG: (first volume, first EEG sample of each kept volume's window). BOLD follows
@@ -129,7 +123,6 @@ def eeg_windows(samples, volumes, tr, fs, delay):
     starts = [round((k * tr - delay) * fs) for k in range(volumes)]
     kept = [k for k, a in enumerate(starts) if a >= 0 and a + round(tr * fs) <= samples]
     return (kept[0], [starts[k] for k in kept]) if kept else (0, [])
-
 
 class Writer:
     """Writes a prepared subject in pieces, into FOLDER.partial, which is renamed when complete. Files are
@@ -174,7 +167,6 @@ class Writer:
         shutil.rmtree(self.folder, ignore_errors=True)
         os.rename(self.partial, self.folder)
 
-
 def open_bold(path):
     """Array-like [volumes,V] that reads when sliced; TR and brain-model axis, or None."""
     if path.endswith(".npy"):
@@ -185,7 +177,6 @@ def open_bold(path):
         return image.dataobj, float(series.step), space
     except Exception as error:  # nibabel raises many kinds
         fail(f"{path}: not a CIFTI-2 dense series ({error}); expected .dtseries.nii or .npy [volumes, V]")
-
 
 def prepare_runs(a):
     """One BOLD file and one continuous EEG .npy [C, samples] a run; EEG sample 0 = first volume."""
@@ -224,7 +215,6 @@ def prepare_runs(a):
                 out.add(frames, windows, bold_path, eeg_path)
                 bar.update(len(block))
 
-
 def prepare_frames(a):
     """Folders with one .npy a frame, {i}.npy, as CineBrain distributes them: fMRI [V], EEG [>=C, W]. Their
     authors cut the fMRI 4 s late already: file i of one folder belongs to file i of the other, and no
@@ -262,7 +252,6 @@ def prepare_frames(a):
                 fail(f"{bold[i]}, {eeg[i]}: shapes {x.shape}, {s.shape}; expected {(V,)}, ({C} or more, {W})")
             out.add(x[None], s[None, :C], bold[i], eeg[i])
 
-
 # ---- 3. Regions, CIFTI -----------------------------------------------------------------
 
 # Parcels of HCP MMP 1.0 whose sizes add up to the paper's regions exactly: 8,405 grayordinates for its
@@ -273,7 +262,6 @@ AUDIO = """4 IPS1 A1 7Pm 7m 7AL 7Am 7PL 7PC 8BM p32 47m 8Av 8Ad 9p 10d 8C 44 45 
            STSvp TPOJ1 TPOJ2 TPOJ3 PGp""".split()
 REGIONS = {"visual": [f"{h}_{p}" for h in "LR" for p in VISUAL],
            "visual+audio": [f"{h}_{p}" for h in "LR" for p in VISUAL + AUDIO] + ["R_s32", "R_STSva"]}
-
 
 def save_space(out, parcels, space, V):
     """space.dscalar.nii; and rois.npz, from an HCP MMP 1.0 .dlabel.nii and/or boolean .npy masks [V]."""
@@ -306,7 +294,6 @@ def save_space(out, parcels, space, V):
         np.savez(out.path("rois.npz"), **rois)
         print("regions: " + ", ".join(f"{k} {int(m.sum()):,}" for k, m in rois.items()))
 
-
 def save_cifti(path, values, rows, space):
     """Write values [rows,V] with the axes `rows` and `space` as CIFTI-2."""
     image = nib.Cifti2Image(np.asarray(values, np.float32), (rows, space))
@@ -315,11 +302,9 @@ def save_cifti(path, values, rows, space):
     nib.imageglobals.logger.setLevel(40)  # nibabel warns about voxel sizes, which CIFTI does not have
     nib.save(image, path)
 
-
 def save_dtseries(path, frames, space, tr, start):
     """Frames [T,V] in raw units as dense series; start in seconds after the run's first volume."""
     save_cifti(path, frames, nib.cifti2.SeriesAxis(start, tr, len(frames), "SECOND"), space)
-
 
 # ---- 4. Reading a prepared subject -----------------------------------------------------
 
@@ -338,6 +323,11 @@ class Subject:
         self.rois = dict(there("rois.npz", np.load) or {})
         self.driven, self.between = (there(name, lambda path: load_npy(path, 2)) for name in ("driven.npy", "between.npy"))
         self.space = there("space.dscalar.nii", lambda path: nib.load(path).header.get_axis(1))
+
+    def when(self, frame):
+        """The run that a frame is of, counting from 1, and its seconds after the first volume of that run."""
+        run = next(i for i, (start, stop) in enumerate(self.runs) if start <= frame < stop)
+        return run + 1, (self.meta["first_volume"][run] + frame - self.runs[run][0]) * self.tr
 
     def segments(self, split, validation=True):
         """Stretches [start, stop) of consecutive frames of one run in `split`: train, val or test.
@@ -361,7 +351,6 @@ class Subject:
             edges = [a] + [i for i in range(a + 1, b) if label[i] != label[i - 1]] + [b]
             found += [(i, j) for i, j in zip(edges[:-1], edges[1:]) if label[i] == split]
         return found
-
 
 class Normaliser:
     """z-scores with training statistics, and back: mean, std [V] of the frames; eeg_scale [C], the largest
@@ -398,13 +387,11 @@ class Normaliser:
     def eeg(self, windows):
         return np.asarray(windows, np.float32) / self.eeg_scale[:, None]
 
-
 def tile(segments, K, overlap=0):
     """Windows (start, length, low, high) that cover segments [low, high), each with `overlap` frames of the one
     before. The last one of a segment is moved back to fit; a segment shorter than K becomes one short window."""
     return [(min(i, max(a, b - K)), min(K, b - a), a, b)
             for a, b in segments for i in range(a, max(a + 1, b - overlap), K - overlap)]
-
 
 def draw_windows(segments, K, count, rng):
     """`count` windows of at most K frames, all of one length, every place in `segments` alike."""
@@ -413,7 +400,6 @@ def draw_windows(segments, K, count, rng):
     drawn = rng.integers(places[-1], size=count)
     where = np.searchsorted(places, drawn, side="right")
     return [(segments[i][1] - K + 1 - int(places[i] - u), K, *segments[i]) for i, u in zip(where, drawn)]
-
 
 def window_indices(windows, context):
     """Indices of frames [B,K] and EEG windows [B,K+2c+1], and times of the EEG [B,K+2c] after the first frame.
@@ -427,14 +413,12 @@ def window_indices(windows, context):
     eeg = np.clip(start + np.arange(-context, K + context + 1), low, high - 1)
     return start + np.arange(K), eeg, eeg[:, :-1] - start
 
-
 def shift_windows(eeg, samples):
     """EEG windows that follow one another, [B,L+1,C,W] -> [B,L,C,W], cut `samples` later. No sample lies
     between two windows, so that together they are the recording and can be cut anywhere."""
     L, W = eeg.shape[1] - 1, eeg.shape[-1]
     recording = eeg.transpose(1, 2).flatten(2)[..., samples: samples + L * W]  # [B,C,LW]
     return recording.unflatten(-1, (L, W)).transpose(1, 2)                     # [B,L,C,W]
-
 
 def main():
     p = argparse.ArgumentParser(description="Prepare one subject's EEG and fMRI for train.py.")
@@ -461,7 +445,6 @@ def main():
         print(f"  {split:5} {sum(b - a for a, b in found):6,} frames in {len(found)} stretches")
     # Two subjects with one checksum are one subject twice: this has happened in a public release.
     print("  checksums " + ", ".join(f"{k} {v}" for k, v in subject.meta["checksums"].items()))
-
 
 if __name__ == "__main__":
     main()

@@ -31,7 +31,6 @@ PRESETS = {
                  prior="gaussian", loss="latent", context=6, depth=2, heads=8, width=128, epochs=60, batch_size=32,
                  lr=1e-3, warmup=100, ema=0.998, vary=True, eeg_filters=32, eeg_bands=16)}
 
-
 def parse():
     p = argparse.ArgumentParser(description="Train on one subject.",
                                 epilog="Flags without a default take it from --preset; see PRESETS in train.py.")
@@ -81,7 +80,6 @@ def parse():
         a.prior, a.loss = "none", "latent"
     return a
 
-
 def save(path, state):
     """Write beside, flush, rename: a kill at any moment leaves the old file or the new one, whole."""
     with open(path + ".tmp", "wb") as f:
@@ -89,7 +87,6 @@ def save(path, state):
         f.flush()
         os.fsync(f.fileno())
     os.replace(path + ".tmp", path)
-
 
 class Columns:
     """Frames of a subject as one z-scored [T,V] array that reads from disk the columns it is sliced for."""
@@ -103,7 +100,6 @@ class Columns:
         x = np.asarray(self.subject.fmri[self.index, columns], np.float32)
         return (x - n.mean[columns]) * n.inverse[columns]
 
-
 @torch.no_grad()
 def encode_all(autoencoder, subject, normaliser, device, block=128):
     """Latents [T,d] of every frame: with them cached, V never appears in the loop."""
@@ -111,11 +107,9 @@ def encode_all(autoencoder, subject, normaliser, device, block=128):
     return torch.cat([autoencoder.encode(torch.from_numpy(normaliser.zscore(subject.fmri[s])).to(device)).cpu()
                       for s in tqdm(spans, desc="encoding", unit="block", disable=len(spans) < 50)])
 
-
 def learning_rate(a, step):
     cosine = 0.5 * (1 + math.cos(math.pi * step / a.steps))
     return a.lr * min((step + 1) / a.warmup, cosine) if a.warmup else a.lr
-
 
 def main():
     a = parse()
@@ -207,7 +201,8 @@ def main():
     def diffusion_loss(net, z, n, eps, eeg, eeg_positions):
         """Eq. 3, one number a window [B]."""
         out = net(schedule.add_noise(z, n, eps), n, net.encoder(eeg), eeg_positions=eeg_positions)  # [B,K,d]
-        return ((out - net.target(z, n, eps)).square() * weight).mean((1, 2))
+        target = eps if a.predict == "eps" else schedule.velocity(z, n, eps)
+        return ((out - target).square() * weight).mean((1, 2))
 
     @torch.no_grad()
     def validate():
@@ -299,7 +294,6 @@ def main():
     bar.close()
     print(f"wrote {best_path}: " + (f"step {best['step']} of {a.steps}, validation loss {best['val_loss']:.4f}"
                                     if validation else f"step {a.steps}, without validation"))
-
 
 if __name__ == "__main__":
     main()

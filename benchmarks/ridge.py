@@ -20,7 +20,6 @@ from sample import METRICS, Scores, frame_scores  # noqa: E402
 
 PENALTIES = [1e2, 1e3, 3e3, 1e4, 3e4, 1e5, 3e5]
 
-
 def band_power(subject, normaliser, bands=15, highest=50.0, block=200):
     """Log band power [T, C * bands] of every frame's EEG window."""
     W = subject.eeg.shape[2]
@@ -33,12 +32,10 @@ def band_power(subject, normaliser, bands=15, highest=50.0, block=200):
         features.append(np.log(power + 1e-12).reshape(len(power), -1))
     return np.concatenate(features)
 
-
 def lagged(features, segments, lags=range(-5, 6)):
     """[frames, features * lags] of all segments; beyond a segment's border its last frame is repeated."""
     index = np.concatenate([np.clip(np.arange(a, b)[:, None] + np.array(lags), a, b - 1) for a, b in segments])
     return features[index].reshape(len(index), -1)
-
 
 def ridge(X, Y, X_new, penalties):
     """{penalty: prediction for X_new}; solved on the smaller of the two sides, once for all penalties."""
@@ -51,7 +48,6 @@ def ridge(X, Y, X_new, penalties):
         power, U = np.linalg.eigh(X.T @ X)
         left, right = X_new @ U, U.T @ (X.T @ (Y - Y_mean))
     return {p: left @ (right / (power[:, None] + p)) + Y_mean for p in penalties}
-
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -77,11 +73,10 @@ def main():
 
     found, truth, normaliser = fit_and_predict(
         subject.segments("train", validation=not a.no_validation), subject.segments("test"), [best])
-    scores = Scores({"whole": normaliser.valid, **{k: m & normaliser.valid for k, m in subject.rois.items()}})
-    scores.add("ridge", torch.from_numpy(found[best]), torch.from_numpy(truth))
+    scores = Scores({"whole": normaliser.valid, **{k: m & normaliser.valid for k, m in subject.rois.items()}}, np.zeros((1, 1), bool))
+    scores.add("ridge", torch.from_numpy(found[best]), torch.from_numpy(truth), np.zeros(len(truth), int))
     for region, row in scores.summary()["ridge"].items():
         print(f"{region:16} " + "  ".join(f"{m} {row[m]['mean']:.3f}" for m in METRICS))
-
 
 if __name__ == "__main__":
     main()
