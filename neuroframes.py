@@ -10,7 +10,7 @@ arXiv 2603.24176), in the order in which data flows through it. No files, argume
     5  sampler             noise -> z, held to what was seen                Algorithm 1
 
 B windows of K frames, k counting frames (time) and n diffusion steps, from 0 here and from 1 in the paper; V vertices,
-d latents, C EEG channels, W samples a frame. The paper's X is x, S eeg, h_EEG h, x^(n) z_n; alpha_bar is signal's share.
+d latents, C EEG channels, W samples a frame. The paper's X is x, S eeg, h_EEG h, x^(n) z_n; alpha_bar is the signal's share of z_n's variance.
 """
 import math
 
@@ -42,7 +42,7 @@ class BandPowerEncoder(nn.Module):
     BOLD follows the *power* of EEG rhythms, not their voltage (Goense and Logothetis 2008). Convolutions have to
     discover the squaring; here it is built in, and what is left to learn is where (spatial filters over channels) and
     at which frequencies (bands; by Parseval, to filter, square and average is to sum |X(f)|^2 with weights). Spectra
-    are taken over `span` adjacent windows: in 0.8 s rhythms 1 Hz apart blur. cycles: the highest frequency a window."""
+    are taken over `span` adjacent windows: in 0.8 s rhythms 1 Hz apart blur. cycles: the highest frequency, in cycles a window."""
     def __init__(self, channels, samples, dim, cycles=60, filters=64, bands=40, span=3, dropout=0.5):
         super().__init__()
         self.span, self.bins = span, span * min(cycles, samples // 2)
@@ -91,18 +91,16 @@ class LinearAutoencoder(nn.Module):
         self.register_buffer("latent_mean", torch.zeros(latent_dim))
         self.register_buffer("latent_scale", torch.ones(latent_dim))
 
-    def encode(self, x):
-        """x [...,V] in z-scores -> z [...,d]."""
+    def encode(self, x):  # x [...,V] in z-scores -> z [...,d]
         return (F.linear(x - self.mean, self.E) - self.latent_mean) / self.latent_scale
-    def decode(self, z):
-        """z [...,d] -> x [...,V] in z-scores."""
+    def decode(self, z):  # z [...,d] -> x [...,V] in z-scores
         return F.linear(z * self.latent_scale + self.latent_mean, self.D if self.joint else self.E.T) + self.mean
 
     @torch.no_grad()
     def fit(self, frames, block=4096):
         """Closed-form optimum for frames [T,V], anything that slices like an array; returns the share of variance kept.
         The covariance of V = 91,282 vertices would be 33 GB; the Gram matrix X X^T [T,T] has the same nonzero eigen-
-        values, and E = S^-1 U^T X. It is summed over blocks of vertices, the most that is held; for T > V the V x V
+        values, and E = S^-1 U^T X. It is summed over blocks of vertices, of which one at a time is held; for T > V the V x V
         side is the small one. Lowers latent_dim to the frames' rank."""
         T, V = frames.shape
         if V != self.vertices or T < 2:
@@ -181,7 +179,7 @@ class GaussianPrior(nn.Module):
 
     def covariance(self, a, b):
         """C [d,len(a),len(b)], float64, between times in frames. Between whole lags what is not white is interpolated
-        linearly, which multiplies its power spectrum by sinc^2: it stays positive. Beyond the last lag it is 0."""
+        linearly, which multiplies its power spectrum by sinc^2: what is positive stays so. Beyond the last lag it is 0."""
         c, white = F.pad(self.autocovariance.cpu().double(), (0, 0, 0, 2)), self.white.cpu().double()
         c[0] -= white
         lag = (a.cpu().double()[:, None] - b.cpu().double()).abs().clamp(max=len(c) - 2)  # [Ka,Kb]
@@ -403,7 +401,7 @@ class Observation:
             return WA.flatten(0, 1) @ torch.linalg.inv(AWA + 1e-6 * torch.eye(len(AWA)))       # [Kd,M]
         def project(z0, y, abar):
             if abar not in gains:
-                gains[abar] = gain(abar).to(z0)
+                gains.clear(), gains.update({abar: gain(abar).to(z0)})  # of this step only: they can be large
             if prior is None or frames_only:  # frame by frame, or latent by latent
                 return z0 + torch.einsum("kde,bke->bkd" if prior is None else "dkj,bjd->bkd", gains[abar], y - z0)
             error = torch.cat([u @ a.T.to(u) for u, a in zip((y - z0).unbind(1), A)], -1)      # [B,M]
@@ -418,8 +416,8 @@ def sample(eps_model, shape, schedule, steps=50, eta=0.0, y=None, mask=None, reu
     eta         0: DDIM (Song et al. 2021). 1: DDPM; with steps = N, Algorithm 1
     y, mask     frames seen, y [B,K,d] in latents, mask bool [K] or [B,K]: InterRecon. Else direct
     project     (z0, abar) -> z0, Observation's projection, in place of y and mask
-    reuse_eps   keep the network's eps after the projection (as DDNM; Wang et al. 2023), or recompute it, as Algorithm 1
-                does without saying so: with A^+ a hundred times the squared bias, with a prior's gain none at all
+    reuse_eps   keep the network's eps after the projection (as DDNM; Wang et al. 2023): with A^+, recomputing it, which
+                Algorithm 1 does without saying so, has a hundred times the squared bias. With a prior's gain, recompute
     antithetic  items i and i + B/2 get opposite noise: what is odd in it cancels from a pair's mean
     The printed Algorithm 1 has lost the bars of its alphas and diverges. The mean of q(z^(n-1) | z^(n), z0) has the
     coefficients sqrt(abar_{n-1}) beta_n / (1 - abar_n) and sqrt(alpha_n) (1 - abar_{n-1}) / (1 - abar_n): the update
@@ -427,6 +425,8 @@ def sample(eps_model, shape, schedule, steps=50, eta=0.0, y=None, mask=None, reu
     if y is not None:
         dtype, device = dtype or y.dtype, device or y.device
         project = lambda z0, abar: range_null_projection(z0, y, mask[..., None])  # noqa: E731  A = diag(mask)
+    if antithetic and shape[0] % 2:
+        raise ValueError(f"antithetic sampling pairs items: the batch must be even, got {shape[0]}")
     draw_on, pair = generator.device if generator is not None else device, 2 if antithetic else 1
     def draw():
         noise = torch.randn(shape[0] // pair, *shape[1:], generator=generator, device=draw_on, dtype=dtype)

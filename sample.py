@@ -32,7 +32,7 @@ def parse():
     add("--interrecon", action="store_true", help="complete what was not observed, by null-space sampling")
     add("--gap", type=int, help="every gap-th of --frames frames is observed (default: 2, or none with --observe)")
     add("--anchors", help="observed ones of every --frames frames, in place of --gap, such as 0,9")
-    add("--observe", help="a region, or boolean mask.npy [V] or [frames,V], repeated: vertices observed in every frame")
+    add("--observe", help="vertices observed: a region, or boolean mask.npy [V] or [frames,V], repeated in every stretch")
     add("--no-null-space", action="store_true", help="leave the projection out: what the EEG alone says")
     add("--projection", choices=["weighted", "plain"], default="weighted", help="by the latents' covariance in time, or not")
     add("--frames", type=int, help="period of --gap and --anchors, and frames a scored window (default: as trained)")
@@ -43,16 +43,17 @@ def parse():
     add("--calibrate", action="store_true", help="fit a scale for the samples' spread on the validation run")
     add("--steps", type=int, default=50, help="network calls a sample; lower it if time runs out")
     add("--eta", type=float, default=0.0, help="0: DDIM; 1: the noise of DDPM")
-    add("--batch-size", type=int, default=16, help="windows at a time; lower it if memory runs out")
+    add("--batch-size", type=int, default=16, help="windows, with all their samples, at a time; lower it if memory runs out")
     add("--seed", type=int, default=0, help="of the noise and of the shuffled EEG")
     add("--device", help="cpu, cuda or mps (default: the best there is)")
     add("--plot", action="store_true", help="draw plot.png (needs matplotlib)")
     a = p.parse_args()
-    a.interrecon = a.interrecon or a.observe is not None
     if a.interrecon and a.gap is None and not (a.anchors or a.observe):
         a.gap = 2
-    if a.gap is not None and a.gap < 1 or a.upsample < 1 or a.samples < 1 + a.calibrate:
-        data.fail(f"--gap {a.gap}, --upsample {a.upsample}, --samples {a.samples}: expected 1 or more; 2 to --calibrate")
+    a.interrecon = a.interrecon or not a.gap is a.anchors is a.observe is None
+    if a.gap == 0 or min(a.gap or 1, a.upsample, a.steps, a.batch_size, a.samples - a.calibrate) < 1:
+        data.fail(f"--gap {a.gap} --upsample {a.upsample} --steps {a.steps} --batch-size {a.batch_size} --samples {a.samples}: "
+                  "expected 1 or more, and 2 samples to --calibrate")
     return a
 
 def load(path, device):
@@ -168,7 +169,7 @@ def report(metrics, summary, scores):
     possible = f" of a possible {r['ceiling']:.3f}" if "ceiling" in r and metrics["mode"] == "direct" else ""
     print(f"\n{helped}: r {r['neuroframes']:.3f}{possible} with it, {r['shuffled_eeg']:.3f} with shuffled EEG "
           f"(better in {wins} of {windows} windows).")
-    if metrics["null_space"]:
+    if metrics["residual_before"] is not None:
         beaten = {m: "beats" if mse["neuroframes"] < mse[m] else "does not beat" for m in names if m in mse}
         print(f"The null space: MSE {mse['neuroframes']:.3f}, {mse['no_null_space']:.3f} without it; {beaten['linear']} linear "
               f"interpolation ({mse['linear']:.3f}), {beaten['gaussian']} the Gaussian conditional ({mse['gaussian']:.3f}). "
@@ -277,8 +278,7 @@ def main():
     os.makedirs(out, exist_ok=True)
     for old in glob.glob(os.path.join(out, "recon*.dtseries.nii")) + glob.glob(os.path.join(out, "std.npy")):
         os.remove(old)  # of an earlier run, with other frames or samples
-    def fetch(frames):
-        return torch.from_numpy(normaliser.zscore(subject.fmri[frames]))                            # [k,V]
+    fetch = lambda frames: torch.from_numpy(normaliser.zscore(subject.fmri[frames]))  # noqa: E731    [k,V]
     index = np.concatenate([np.arange(low, high) for low, high in splits["train"]])
     few = fetch(index[:: math.ceil(len(index) / 512)]).to(device)                                   # [n <= 512,V]
     left_out = (few - autoencoder.decode(autoencoder.encode(few))).square().mean(0).cpu()           # [V]
@@ -295,9 +295,9 @@ def main():
         for T in lengths:  # stretches of one length go together: all are observed alike from their first frame on
             k = torch.tensor([low for low, high in stretches if high - low == T])[:, None] + torch.arange(T)  # [B,T]
             w, shape = Windows(T, window, overlap, u), (S * len(k), T * u, d)
-            project = w.projection(observation, gaussian if h is None else prior, kinds[k[0]], y[k].to(device))
+            project = w.projection(observation, gaussian if h is None else prior, kinds[k[0].numpy()], y[k].to(device))
             if h is None:
-                made = project(torch.zeros(shape, device=device), 0.0)
+                made = torch.zeros(shape, device=device) if project is None else project(torch.zeros(shape, device=device), 0.0)
             else:
                 network = w.eps_model(model, h[k.to(device)], settings["context"], S, a.batch_size)
                 made = sample(lambda z_n, n: (network(z_n, n), bar.update())[0], shape, model.schedule, a.steps, a.eta,
@@ -325,10 +325,10 @@ def main():
         h = encode_eeg(model, subject, normaliser, splits[split], u, device)
         z = {"neuroframes": reconstruct(f"{split} runs", stretches, y, kinds if held else hidden, h)}
         if split == "test":
-            # Shuffled EEG: each block of K frames gets another's, along one random cycle: none keeps its own.
+            # Shuffled EEG: each block of K frames gets another's, along one random cycle: none keeps its own but an only one.
             cycle, donor = np.random.default_rng(a.seed).permutation(len(blocks)), np.empty(len(blocks), int)
             donor[cycle] = np.roll(cycle, 1)
-            other = h[torch.from_numpy(np.concatenate([blocks[j] for j in donor])).to(device)]
+            other = h[np.concatenate([np.resize(blocks[j], len(k)) for j, k in zip(donor, blocks)])]
             z["shuffled_eeg"] = reconstruct("shuffled EEG", stretches, y, kinds if held else hidden, other)
             if a.interrecon:
                 z["gaussian"] = reconstruct("", stretches, y, kinds, None)
@@ -370,7 +370,7 @@ def main():
             for method, guess in guesses.items():
                 scores.add(method, guess, x, p[k])
         if split == "val":
-            scale, spread, before = 1 / calibration_summary(spread[name])["spread_to_error"], {}, []
+            scale, spread, before = 1 / calibration_summary(list(spread.values())[-1])["spread_to_error"], {}, []
     # ---- files
     np.save(os.path.join(out, "frames.npy"), t if u == 1 else (t[:, None] + np.arange(u) / u).ravel())
     if subject.space is not None:
@@ -384,7 +384,7 @@ def main():
                "null_space": held, "projection": a.projection, "window": window, "overlap": overlap, "upsample": u,
                "steps": a.steps, "eta": a.eta, "samples": S, "seed": a.seed, "test_frames": len(t),
                "scores": {m: s for m, s in summary.items() if m != "ceiling"},
-               "anchor_residual": residual if a.interrecon else None, "seconds": round(time.time() - began, 1),
+               "anchor_residual": residual if before else None, "seconds": round(time.time() - began, 1),
                "residual_before": float(np.mean(before)) ** 0.5 if before else None,
                "calibration": {name: calibration_summary(s) for name, s in spread.items()}}
     if "ceiling" in summary:

@@ -138,7 +138,7 @@ def test_any_linear_observation():
     scale, mean, E = np.array([2.0, 1.5, 1.0]), rng.standard_normal(V), np.linalg.qr(rng.standard_normal((V, d)))[0].T
     E[:, 8] = E[:, 7]
     D = np.linalg.pinv(E) * scale
-    autoencoder, tensor = LinearAutoencoder(V, d, joint=True), lambda a: torch.from_numpy(np.asarray(a)).float()
+    autoencoder, tensor = LinearAutoencoder(V, d, joint=True), lambda a: torch.from_numpy(a).float()
     autoencoder.load_state_dict({"E": tensor(E), "D": tensor(D / scale), "mean": tensor(mean), "latent_mean": torch.zeros(d),
                                  "latent_scale": tensor(scale)})
     rows = np.array([np.ones(V), np.arange(V) < 5, np.arange(V) < 2, np.arange(V) >= 7], bool)
@@ -149,9 +149,10 @@ def test_any_linear_observation():
     for k, kind in enumerate(kinds):
         if kind >= 0:
             U, S, Qt = np.linalg.svd(D[rows[kind]], full_matrices=False)
-            fit = (U / S)[:, S > 1e-3 * S[0]].T
+            keep = S > 1e-3 * S[0]
+            fit = (U[:, keep] / S[keep]).T
             y.append(fit @ (x[k] - mean)[rows[kind]])
-            H.append(np.kron(np.eye(K)[k], Qt[S > 1e-3 * S[0]]))
+            H.append(np.kron(np.eye(K)[k], Qt[keep]))
             R.append(torch.from_numpy(fit @ (outside @ outside.T)[np.ix_(rows[kind], rows[kind])] @ fit.T))
         known[k] = observation.latents(tensor(x[k: k + 1]), kind)[0]
     H, prior = np.concatenate(H), np.kron(C.numpy(), np.eye(d))

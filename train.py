@@ -246,7 +246,7 @@ def main():
         torch.manual_seed(a.seed * 1_000_003 + step)
         rng, K, shift = np.random.default_rng([a.seed, step]), a.frames, 0
         if a.vary:  # as many frames a step, in windows of any length; EEG cut anywhere between two frames
-            K, shift = round(a.frames * 3 ** rng.uniform(-1, 1)), int(rng.integers(W))
+            K, shift = max(1, round(a.frames * 3 ** rng.uniform(-1, 1))), int(rng.integers(W))
         windows = data.draw_windows(segments["train"], K, max(1, a.batch_size * a.frames // K), rng)
         z, eeg, eeg_positions = batch(windows, shift)
         n = torch.randint(schedule.steps, (len(z),)).to(device)                  # [B]

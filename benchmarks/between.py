@@ -22,6 +22,8 @@ import sample as sampling  # noqa: E402
 
 def cubic(seen, times):
     """Weights [len(times), len(seen)] of the cubic through the four nearest `seen`; held constant beyond them."""
+    if len(seen) < 4:
+        data.fail(f"{len(seen)} anchors a run: expected four or more for a cubic")
     times, weight = np.clip(times, seen[0], seen[-1]), np.zeros((len(times), len(seen)))
     first = np.clip(np.searchsorted(seen, times, side="right") - 2, 0, len(seen) - 4)
     for i in range(4):
@@ -35,11 +37,11 @@ def main():
     flags = sys.argv[1:]
     if {"-h", "--help"} & set(flags):
         sys.exit(__doc__)
-    ckpt = flags[flags.index("--ckpt") + 1] if "--ckpt" in flags else "out/ckpt.pt"
-    subject = data.Subject(torch.load(ckpt, map_location="cpu", weights_only=True)["subject"])
+    a = sampling.parse()
+    ckpt, _, _, normaliser = sampling.load(a.ckpt, "cpu")
+    subject, mode = data.Subject(a.data or ckpt["subject"]), "interrecon" if a.interrecon else "direct"
     if subject.between is None:
         data.fail(f"{subject.folder}: no between.npy; only the synthetic subject has one")
-    mode = "interrecon" if {"--interrecon", "--observe"} & set(flags) else "direct"
     with tempfile.TemporaryDirectory() as folder:
         recon = {}
         for u in (1, 2):
@@ -47,7 +49,6 @@ def main():
             sampling.main()
             recon[u] = np.load(os.path.join(folder, mode, "recon.npy"))
         truth, metrics = np.load(os.path.join(folder, mode, "truth.npy")), json.load(open(os.path.join(folder, mode, "metrics.json")))
-    _, _, _, normaliser = sampling.load(ckpt, "cpu")
     segments, K = subject.segments("test"), metrics["frames"]
     guesses = {"NeuroFrames, --upsample 2": recon[2][1::2]}
     guesses["cubic of its own frames"], anchors, last = np.zeros_like(truth), np.zeros_like(truth), []
@@ -55,7 +56,7 @@ def main():
     for low, high in segments:
         T, rows = high - low, slice(first, first + high - low)
         guesses["cubic of its own frames"][rows] = cubic(np.arange(T), np.arange(T) + 0.5) @ recon[1][rows]
-        if metrics["gap"]:
+        if metrics["gap"] and not metrics["anchors"]:
             seen = np.flatnonzero(np.arange(T) % K % metrics["gap"] == 0)
             anchors[rows] = cubic(seen, np.arange(T) + 0.5) @ truth[rows][seen]
             guesses["cubic of the anchors"] = anchors

@@ -31,6 +31,8 @@ def main():
     p.add_argument("--samples", type=int, default=8, help="samples averaged, an even number")
     a = p.parse_args()
     ckpt, model, autoencoder, normaliser = sampling.load(a.ckpt, torch.device("cpu"))
+    if a.samples % 2 or model.prior is None:
+        data.fail(f"--samples {a.samples}, --ckpt {a.ckpt}: expected an even number, and a model trained with --prior gaussian")
     settings, subject = ckpt["settings"], data.Subject(ckpt["subject"])
     K, S, context = settings["frames"], a.samples, settings["context"]
     window = K * (3 if settings["vary"] else 1)
@@ -38,6 +40,7 @@ def main():
     T = min(high - low for low, high in segments)
     t = np.stack([np.arange(low, low + T) for low, _ in segments])                             # [B,T] runs cut to one length
     x = torch.from_numpy(normaliser.zscore(subject.fmri[t]))                                    # [B,T,V]
+    valid = torch.from_numpy(normaliser.valid)
     y, B = autoencoder.encode(x), len(segments)                                                 # [B,T,d]
     h = torch.stack([sampling.encode_eeg(model, subject, normaliser, [(low, low + T)], 1, "cpu") for low, _ in segments])
     V = x.shape[-1]
@@ -73,9 +76,10 @@ def main():
                 z = one_by_one(w, kinds, generator, way == "continued")
             jump = (z * autoencoder.latent_scale).diff(dim=1).square().mean((0, 2))
             begin = torch.zeros(T - 1, dtype=torch.bool)
-            begin[w.start[1:] + (window // 4 if way == "continued" else 0) - 1] = True
+            begin[(w.start[:-1] + w.K - (window // 2) // 2 if way == "continued" else w.start[1:]) - 1] = True
             free, z = torch.from_numpy(kinds < 0), z.unflatten(0, (S, B))
-            mean, one = (sampling.frame_scores(autoencoder.decode(u[:, free]), x[:, free]).mean((0, 1)) for u in (z.mean(0), z[0]))
+            mean, one = (sampling.frame_scores(autoencoder.decode(u[:, free])[..., valid], x[:, free][..., valid]).mean((0, 1))
+                         for u in (z.mean(0), z[0]))
             row += f"{mean[0]:{12 if gap is None else 14}.3f}{one[0]:12.3f}{mean[1]:8.3f}{jump[begin].mean() / jump[~begin].mean():8.2f}"
         print(row, flush=True)
 
