@@ -414,8 +414,8 @@ def window_indices(windows, context):
     return start + np.arange(K), eeg, eeg[:, :-1] - start
 
 def shift_windows(eeg, samples):
-    """EEG windows that follow one another, [B,L+1,C,W] -> [B,L,C,W], cut `samples` later. No sample lies
-    between two windows, so that together they are the recording and can be cut anywhere."""
+    """EEG windows that follow one another, [B,L+1,C,W] -> [B,L,C,W], cut `samples` later: together they are the
+    recording (but for a sample now and then, where TR x fs is not whole), which can be cut anywhere."""
     L, W = eeg.shape[1] - 1, eeg.shape[-1]
     recording = eeg.transpose(1, 2).flatten(2)[..., samples: samples + L * W]  # [B,C,LW]
     return recording.unflatten(-1, (L, W)).transpose(1, 2)                     # [B,L,C,W]

@@ -149,8 +149,7 @@ def test_any_linear_observation():
     for k, kind in enumerate(kinds):
         if kind >= 0:
             U, S, Qt = np.linalg.svd(D[rows[kind]], full_matrices=False)
-            keep = S > 1e-3 * S[0]
-            fit = (U[:, keep] / S[keep]).T
+            keep, fit = S > 1e-3 * S[0], (U[:, S > 1e-3 * S[0]] / S[S > 1e-3 * S[0]]).T
             y.append(fit @ (x[k] - mean)[rows[kind]])
             H.append(np.kron(np.eye(K)[k], Qt[keep]))
             R.append(torch.from_numpy(fit @ (outside @ outside.T)[np.ix_(rows[kind], rows[kind])] @ fit.T))
