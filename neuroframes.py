@@ -9,8 +9,8 @@ arXiv 2603.24176), in the order in which data flows through it. No files, argume
     4  denoiser            (z^(n), n, h) -> the noise in z^(n)              Section 3.2, Eq. 3
     5  sampler             noise -> z, held to what was seen                Algorithm 1
 
-B windows of K frames, k counting frames (time) and n diffusion steps, from 0 here and from 1 in the paper; V vertices,
-d latents, C EEG channels, W samples a frame. The paper's X is x, S eeg, h_EEG h, x^(n) z_n; alpha_bar is the signal's share of z_n's variance.
+B windows of K frames, V vertices, d latents, C EEG channels of W samples a frame. k counts frames (time), n diffusion
+steps, from 0 here and from 1 in the paper, whose X, S, h_EEG and x^(n) are x, eeg, h and z_n. alpha_bar: share of signal.
 """
 import math
 
