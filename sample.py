@@ -244,7 +244,7 @@ class Windows:
         kinds, known, alike = np.repeat(kinds, self.u), y.repeat_interleave(self.u, 1), {}          # [B,Tu,d]
         kinds[np.arange(len(kinds)) % self.u != 0] = -1  # points between frames are never observed
         for i, index in enumerate(self.index):
-            alike.setdefault(tuple(kinds[index].tolist()), []).append(i)
+            alike.setdefault(tuple(kinds[index.numpy()].tolist()), []).append(i)
         points = torch.arange(self.K * self.u) / self.u
         projections = {kind: observation.projection(kind, prior, points) for kind in alike}
         def project(z0, abar):

@@ -54,7 +54,7 @@ def main():
         parts, z, end = [], torch.zeros(S * B, T, y.shape[-1]), 0
         for start, index in zip(w.start.tolist(), w.index):
             held = max(0, end - (window // 2) // 2 - start) if continued and start else 0
-            known, kind = y[:, index].repeat(S, 1, 1), [0] * held + kinds[index][held:].tolist()
+            known, kind = y[:, index].repeat(S, 1, 1), [0] * held + kinds[index.numpy()][held:].tolist()
             known[:, :held], end = z[:, index[:held]], start + w.K
             e = torch.arange(start - context, start + w.K + context).clamp(0, T - 1)
             eps = model.eps_model(h[:, e].transpose(1, 2), (e - start).float().expand(B, -1), w.K)
