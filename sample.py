@@ -308,7 +308,7 @@ def main():
     arrays = {name: np.lib.format.open_memmap(os.path.join(out, name + ".npy"), "w+", np.float32, (n, V))
               for name, n in [("recon", T * u), ("truth", T), ("std", T * u)][:2 + (S > 1)]}
     scores = Scores({"whole": normaliser.valid, **{k: m & normaliser.valid for k, m in subject.rois.items()}}, rows)
-    residual, before, spread, scale = 0.0, [], {}, 1.0
+    residual, before, spread, scale = 0.0, [], {}, None
     for split in ["val"] * a.calibrate + ["test"]:
         # ---- what was observed: frames t [T] of the split, the row p [T] of `rows` for each, and A^T y [T,d]
         ends = np.cumsum([high - low for low, high in splits[split]])
@@ -340,20 +340,20 @@ def main():
             free = ~seen & torch.from_numpy(normaliser.valid)
             for method, latents in z.items():
                 each = autoencoder.decode(latents[:, k].to(device)).cpu()                           # [S,k,u,V]
-                # The mean of opposite pairs is known beforehand: no degree of freedom is lost to it.
+                # Opposite pairs have their mean in the middle: no degree of freedom is lost to it.
                 std = each.std(0, correction=S % 2) if len(each) > 1 else 0 * each[0]
                 done[method] = [each.mean(0), std, each[0]]                                         # [k,u,V] each
-                if held and method in ("neuroframes", "shuffled_eeg") and seen.any():
-                    before += [(done[method][0][:, 0] - x)[seen].square().mean().item()] * (method == "neuroframes")
+                if held and method == "neuroframes" and seen.any():
+                    before.append((done[method][0][:, 0] - x)[seen].square().mean().item())
+                if held and method in ("neuroframes", "shuffled_eeg"):
                     # Latents that agree with what was seen decode to D z, not to x: the last projection is in vertices.
                     for guess, known in zip(done[method], (x, 0 * x, x)):
                         guess[:, 0] = range_null_projection(guess[:, 0], known, seen)
             mean, std, first = done["neuroframes"]
             if S > 1:
-                predicted = (std[:, 0].square() + left_out).sqrt()[free]
-                claims = {"samples": std[:, 0][free], "and what latents leave out": predicted,
-                          f"times {scale:.2f}, from the validation run": scale * predicted}
-                for name, claim in list(claims.items())[:2 if scale == 1 else 3]:
+                claims = {"samples": std[:, 0][free], "and what latents leave out": (std[:, 0] ** 2 + left_out).sqrt()[free]}
+                claims |= {f"times {scale:.2f}, from the validation run": scale * list(claims.values())[1]} if scale else {}
+                for name, claim in claims.items():
                     spread[name] = spread.get(name, 0) + calibration((mean[:, 0] - x)[free], claim)
             if split == "val":
                 continue
