@@ -234,7 +234,7 @@ def prepare_frames(a):
     C, space = a.channels or C, open_bold(a.space)[2] if a.space else None
     if space is not None and len(space) != V:
         fail(f"--space {a.space}: has {len(space)} grayordinates, the frames have {V}")
-    meta = {"tr": tr, "fs": W / tr, "delay": 0.0, "delay_in_files": a.delay, "first_number": numbers[0],
+    meta = {"tr": tr, "fs": W / tr, "delay": 0.0, "delay_in_files": a.delay, "first_number": [numbers[i] for i in edges[:-1]],
             "first_volume": [int(place[i] % per_run) for i in edges[:-1]], "frames_per_run": np.diff(edges).tolist(),
             "source": [os.path.abspath(a.bold), os.path.abspath(a.eeg)]}
     if a.split:  # a list of clips {"fmri": [paths], "eeg": [paths], ...}; the number in a path is the frame's

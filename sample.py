@@ -23,7 +23,7 @@ import data
 from neuroframes import GaussianPrior, LinearAutoencoder, NeuroFrames, Observation, range_null_projection, sample
 
 METRICS = ("mse", "r", "cos")
-def parse():
+def parse(argv=None):
     p = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = p.add_argument
     add("--ckpt", default="out/ckpt.pt", help="checkpoint of train.py")
@@ -47,7 +47,7 @@ def parse():
     add("--seed", type=int, default=0, help="of the noise and of the shuffled EEG")
     add("--device", help="cpu, cuda or mps (default: the best there is)")
     add("--plot", action="store_true", help="draw plot.png (needs matplotlib)")
-    a = p.parse_args()
+    a = p.parse_args(argv)
     if a.interrecon and a.gap is None and not (a.anchors or a.observe):
         a.gap = 2
     a.interrecon = a.interrecon or not a.gap is a.anchors is a.observe is None
@@ -257,8 +257,8 @@ class Windows:
 
 # ---- The run ---------------------------------------------------------------------------
 @torch.no_grad()
-def main():
-    a, began = parse(), time.time()
+def main(argv=None, also=lambda method, k, x_hat: None):  # also: gets every method's test frames x_hat [k,V] at places k
+    a, began = parse(argv), time.time()
     device = data.pick_device(a.device)
     ckpt, model, autoencoder, normaliser = load(a.ckpt, device)
     subject = data.Subject(a.data or ckpt["subject"])
@@ -304,9 +304,8 @@ def main():
                               reuse_eps=prior is None, generator=generator, project=project, antithetic=S % 2 == 0, device=device)
             z[:, k] = made.cpu().view(S, len(k), T, u, d)
         return z
-    T = sum(high - low for low, high in splits["test"])
-    arrays = {name: np.lib.format.open_memmap(os.path.join(out, name + ".npy"), "w+", np.float32, (n, V))
-              for name, n in [("recon", T * u), ("truth", T), ("std", T * u)][:2 + (S > 1)]}
+    T, points = sum(high - low for low, high in splits["test"]), {"recon": u, "truth": 1, **({"std": u} if S > 1 else {})}
+    arrays = {name: np.lib.format.open_memmap(os.path.join(out, f"{name}.npy"), "w+", np.float32, (n * T, V)) for name, n in points.items()}
     scores = Scores({"whole": normaliser.valid, **{k: m & normaliser.valid for k, m in subject.rois.items()}}, rows)
     residual, before, spread, scale = 0.0, [], {}, None
     for split in ["val"] * a.calibrate + ["test"]:
@@ -369,6 +368,7 @@ def main():
                 guesses["ceiling"] = torch.from_numpy(normaliser.zscore(subject.driven[t[k]]))
             for method, guess in guesses.items():
                 scores.add(method, guess, x, p[k])
+                also(method, k, guess)
         if split == "val":
             scale, spread, before = 1 / calibration_summary(list(spread.values())[-1])["spread_to_error"], {}, []
     # ---- files

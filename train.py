@@ -31,7 +31,7 @@ PRESETS = {
                  prior="gaussian", loss="latent", context=6, depth=2, heads=8, width=128, epochs=60, batch_size=32,
                  lr=1e-3, warmup=100, ema=0.998, vary=True, eeg_filters=32, eeg_bands=16)}
 
-def parse():
+def parse(argv=None):
     p = argparse.ArgumentParser(description="Train on one subject.",
                                 epilog="Flags without a default take it from --preset; see PRESETS in train.py.")
     add = p.add_argument
@@ -45,6 +45,7 @@ def parse():
     add("--eeg-dim", type=int, help="numbers an EEG token, d_e")
     add("--eeg-filters", type=int, help="bandpower: spatial filters; lower it if memory or time runs out")
     add("--eeg-bands", type=int, help="bandpower: frequency bands a filter; lower it if memory or time runs out")
+    add("--eeg-dropout", type=float, default=0.5, help="bandpower: share hidden in a step (default: 0.5); 0.9 if data are few")
     add("--context", type=int, help="EEG windows shown before and after the K frames")
     add("--vary", action=argparse.BooleanOptionalAction,
         help="train on windows of K/3 to 3K frames and EEG cut between frames, for one checkpoint that takes all")
@@ -68,7 +69,7 @@ def parse():
     add("--seed", type=int, default=0, help="of weights, windows and noise (default: 0)")
     add("--device", help="cpu, cuda or mps (default: the best there is)")
     add("--resume", action="store_true", help="go on from OUT/last.pt with its settings, bit for bit on CPU")
-    a = p.parse_args()
+    a = p.parse_args(argv)
     a.data = a.data and os.path.abspath(a.data)
     a.preset = a.preset or ("paper" if a.data else "tiny")
     given = {name for name in PRESETS[a.preset] if getattr(a, name) is not None}
@@ -163,7 +164,7 @@ def main():
                   eeg_dim=a.eeg_dim, width=a.width, depth=a.depth, heads=a.heads, predict=a.predict,
                   tokens_per_frame=a.tokens_per_frame, prior=a.prior == "gaussian", encoder_settings={})
     if a.eeg_encoder == "bandpower":  # up to 75 Hz, where the paper's EEG is cut off
-        config["encoder_settings"] = dict(cycles=round(75 * subject.tr), filters=a.eeg_filters, bands=a.eeg_bands)
+        config["encoder_settings"] = dict(cycles=round(75 * subject.tr), filters=a.eeg_filters, bands=a.eeg_bands, dropout=a.eeg_dropout)
     model, averaged = NeuroFrames(**config).to(device), NeuroFrames(**config).to(device)
     schedule = model.schedule
     if model.prior:

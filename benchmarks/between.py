@@ -45,8 +45,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         recon = {}
         for u in (1, 2):
-            sys.argv = ["sample.py", *flags, "--upsample", str(u), "--out", folder]
-            sampling.main()
+            sampling.main([*flags, "--upsample", str(u), "--out", folder])
             recon[u] = np.load(os.path.join(folder, mode, "recon.npy"))
         truth, metrics = np.load(os.path.join(folder, mode, "truth.npy")), json.load(open(os.path.join(folder, mode, "metrics.json")))
     segments, K = subject.segments("test"), metrics["frames"]
