@@ -148,7 +148,7 @@ class Network(nn.Module):
         self.to(a.device)
         self.optimizers = self.make_optimizers()
 
-    def make_optimizers(self):
+    def make_optimizers(self):  # without weight decay AdamW is Adam
         return [torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay, fused=True)]
 
     def update(self, s, x):
@@ -211,6 +211,8 @@ class Network(nn.Module):
                             "optimizers": [o.state_dict() for o in self.optimizers]})
                 saved = time.time()
         bar.close()
+        if epochs is None and not kept:
+            data.fail(f"{name}: its validation MSE was never a number; look at the EEG, or lower lr in benchmarks/baselines.py")
         if kept:
             self.load_state_dict(kept)
         return best if epochs is None else {"epochs": epochs}
