@@ -278,14 +278,14 @@ def main():
     with open(path, "w") as f:
         json.dump(asked, f)
 
-    todo = {"controls": work.controls}
-    todo |= {f"direct-{K}": lambda K=K: work.direct(K) for K in LENGTHS}
-    todo |= {name: lambda name=name: work.rival(name) for name in baselines.RIVALS}
-    todo |= {f"gap-{gap}": lambda gap=gap: work.interrecon(gap) for gap in GAPS}
-    todo |= {f"latents-{d}": lambda d=d: work.latents(d) for d in sizes}
+    plan = {"controls": work.controls}
+    plan |= {f"direct-{K}": lambda K=K: work.direct(K) for K in LENGTHS}
+    plan |= {name: lambda name=name: work.rival(name) for name in baselines.RIVALS}
+    plan |= {f"gap-{gap}": lambda gap=gap: work.interrecon(gap) for gap in GAPS}
+    plan |= {f"latents-{d}": lambda d=d: work.latents(d) for d in sizes}
     scores = {}
-    for i, (name, step) in enumerate(todo.items(), 1):
-        print(f"[{i}/{len(todo)}] {name}", flush=True)
+    for i, (name, step) in enumerate(plan.items(), 1):
+        print(f"[{i}/{len(plan)}] {name}", flush=True)
         scores[name] = once(os.path.join(folder, name + ".npz"), step)
 
     # ---- Tables
