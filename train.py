@@ -41,7 +41,7 @@ def parse(argv=None):
     add("--frames", type=int, help="frames a window, K; lower it if memory runs out")
     add("--latent-dim", type=int, help="numbers a frame, d; lowered to the rank of the training frames")
     add("--autoencoder", choices=["pca", "joint"], help="in closed form, or trained along with the rest (slow)")
-    add("--eeg-encoder", choices=["conv", "bandpower"], help="the paper's, or a filter bank with log power")
+    add("--eeg-encoder", choices=["conv", "bandpower"], help="the paper's, or a filter bank that ends in power")
     add("--eeg-dim", type=int, help="numbers an EEG token, d_e")
     add("--eeg-filters", type=int, help="bandpower: spatial filters; lower it if memory or time runs out")
     add("--eeg-bands", type=int, help="bandpower: frequency bands a filter; lower it if memory or time runs out")
