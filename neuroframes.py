@@ -105,10 +105,11 @@ class LinearAutoencoder(nn.Module):
         T, V = frames.shape
         if V != self.vertices or T < 2:
             raise ValueError(f"frames must be [T >= 2, {self.vertices}], got {[T, V]}")
-        column = lambda s: torch.as_tensor(frames[:, s]).to(self.E) - self.mean[s]  # noqa: E731  [T,v]
-        self.mean.zero_()
+        def column(s):
+            x = torch.as_tensor(frames[:, s]).to(self.E)                                  # [T,v]
+            self.mean[s] = x.mean(0)
+            return x - self.mean[s]
         spans = [slice(a, min(a + block, V)) for a in range(0, V, block)] if T <= V else [slice(0, V)]
-        self.mean = torch.cat([column(s).mean(0) for s in spans])                         # [V]
         gram = sum((c @ c.T if T <= V else c.T @ c).cpu().double() for c in map(column, spans))  # [T,T] or [V,V]
         power, U = torch.linalg.eigh(gram)                                                # ascending
         d = self.latent_dim = min(self.latent_dim, int((power > 1e-6 * power[-1]).sum()))  # float32: good to 1e-7
@@ -250,15 +251,15 @@ class Block(nn.Module):
         for p in self.modulation.parameters():
             nn.init.zeros_(p)
 
-    def forward(self, x, c, kv, bias):
-        # x [B,M,w] tokens of noisy frames; c [B,w] diffusion step; kv, bias: the EEG, see DiT.condition
-        s1, b1, g1, s2, b2, g2, s3, b3, g3 = self.modulation(F.silu(c))[:, None].chunk(9, -1)  # [B,1,w] each
-        u = self.norm(x) * (1 + s1) + b1                                                       # [B,M,w]
-        x = x + g1 * self.self_attention(u, self.self_attention.keys_values(u))                # [B,M,w]
-        u = self.norm(x) * (1 + s2) + b2                                                       # [B,M,w]
-        x = x + g2 * self.cross_attention(u, kv, bias)                                         # [B,M,w]
-        u = self.norm(x) * (1 + s3) + b3                                                       # [B,M,w]
-        return x + g3 * self.mlp(u)                                                            # [B,M,w]
+    def forward(self, x, modulation, kv, bias):
+        # x [B,M,w] tokens of noisy frames; modulation [B,1,9w]: see DiT.modulations; kv, bias: the EEG, see DiT.condition
+        s1, b1, g1, s2, b2, g2, s3, b3, g3 = modulation.chunk(9, -1)                           # [B,1,w] each
+        u = torch.addcmul(b1, self.norm(x), 1 + s1)                                            # [B,M,w] b + norm(x) (1 + s)
+        x = torch.addcmul(x, g1, self.self_attention(u, self.self_attention.keys_values(u)))   # [B,M,w] x + g attention
+        u = torch.addcmul(b2, self.norm(x), 1 + s2)                                            # [B,M,w]
+        x = torch.addcmul(x, g2, self.cross_attention(u, kv, bias))                            # [B,M,w]
+        u = torch.addcmul(b3, self.norm(x), 1 + s3)                                            # [B,M,w]
+        return torch.addcmul(x, g3, self.mlp(u))                                               # [B,M,w]
 
 class DiT(nn.Module):
     """eps_theta(z^(n), n, h): the noise in a sequence of noisy latent frames (Section 3.2).
@@ -294,18 +295,23 @@ class DiT(nn.Module):
         return [(b.cross_attention.keys_values(h), -0.5 * ((lag - b.delay) * torch.exp(-b.log_spread)) ** 2)
                 for b in self.blocks]                             # [2,B,heads,L,w/heads], [B,heads,KP,L]
 
-    def forward(self, z_n, n, h, positions=None, eeg_positions=None, condition=None):
+    def modulations(self, n, like):
+        """The diffusion step's scales, shifts and gates, a tensor for each block and the head. Not of z_n or the EEG."""
+        c = F.silu(self.embed_n(sinusoid(n, self.width).to(like.dtype)))                       # [B,w]
+        return [layer.modulation(c)[:, None] for layer in (*self.blocks, self)]                # [B,1,9w] each, [B,1,2w]
+
+    def forward(self, z_n, n, h, positions=None, eeg_positions=None, condition=None, modulations=None):
         """z_n [B,K,d], n [B] or [1] from 0, h [B,L,d_e] -> [B,K,d]. positions [K] or [B,K] and eeg_positions [L] or
         [B,L] are times in frames, by default 0, 1, 2... With L > K there is EEG from before and after the frames."""
         positions = torch.arange(z_n.shape[1], device=z_n.device) if positions is None else positions
-        eeg_positions = positions if eeg_positions is None else eeg_positions
-        c = self.embed_n(sinusoid(n, self.width).to(z_n.dtype))                                # [B,w]
+        condition = condition or self.condition(h, positions, positions if eeg_positions is None else eeg_positions)
+        *modulations, last = modulations or self.modulations(n, z_n)
         u = self.embed_z(z_n.unflatten(-1, (self.P, -1))) + self.place                         # [B,K,P,w]
         u = (u + self.time(positions, z_n)[:, :, None]).flatten(1, 2)                          # [B,KP,w]
-        for block, (kv, bias) in zip(self.blocks, condition or self.condition(h, positions, eeg_positions)):
-            u = block(u, c, kv, bias)                                                          # [B,KP,w]
-        scale, shift = self.modulation(F.silu(c))[:, None].chunk(2, -1)                        # [B,1,w] each
-        u = self.head(self.norm(u) * (1 + scale) + shift)                                      # [B,KP,d/P]
+        for block, modulation, (kv, bias) in zip(self.blocks, modulations, condition):
+            u = block(u, modulation, kv, bias)                                                 # [B,KP,w]
+        scale, shift = last.chunk(2, -1)                                                       # [B,1,w] each
+        u = self.head(torch.addcmul(shift, self.norm(u), 1 + scale))                           # [B,KP,d/P]
         return u.unflatten(1, (-1, self.P)).flatten(2)                                         # [B,K,d]
 
 class NeuroFrames(nn.Module):
@@ -319,26 +325,30 @@ class NeuroFrames(nn.Module):
         self.dit = DiT(latent_dim, eeg_dim, width, depth, heads, tokens_per_frame)
         self.prior = GaussianPrior(latent_dim) if prior else None
 
-    def forward(self, z_n, n, h, eeg_positions=None, condition=None, u=1):
+    def forward(self, z_n, n, h, eeg_positions=None, condition=None, u=1, modulations=None):
         """z_n [B,Ku,d], n [B], EEG tokens h [Bu,L,d_e] at eeg_positions [Bu,L] -> eps or v, [B,Ku,d]. With u points a
         frame the network is asked about u sets of points one frame apart, as it was trained, each with EEG cut at its
         own times; the prior, which knows the times between, puts the sets together."""
         sets = z_n.unflatten(1, (-1, u)).transpose(1, 2).flatten(0, 1)                         # [Bu,K,d]
-        out = self.dit(sets, n, h, None, eeg_positions, condition)                             # [Bu,K,d]
+        out = self.dit(sets, n, h, None, eeg_positions, condition, modulations)                # [Bu,K,d]
         if u > 1:
             out = self.prior.interleave(out.unflatten(0, (-1, u)), self.schedule.alpha_bar[n[0]].item())
         if self.prior is not None:
             out = out + self.prior(z_n, n, self.schedule, self.predict, torch.arange(z_n.shape[1]) / u)
         return out
 
-    def eps_model(self, h, eeg_positions, K):
-        """(z_n [SB,Ku,d], n) -> eps for `sample`: S samples of B windows with EEG h [B,u,L,d_e]; one n for all."""
+    def eps_model(self, h, eeg_positions, K, modulations):
+        """(z_n [SB,Ku,d], n) -> eps for `sample`: S samples of B windows with EEG h [B,u,L,d_e]; one n for all. What does not
+        depend on z_n is computed once: the EEG's keys and values here, modulations a step, kept in the dict for other windows."""
         B, u = h.shape[:2]
         h, eeg_positions = h.flatten(0, 1), eeg_positions.repeat_interleave(u, 0)              # [Bu,L,d_e], [Bu,L]
         once = self.dit.condition(h, torch.arange(K, device=h.device), eeg_positions)
         def eps(z_n, n):
+            step = int(n[0])
+            if step not in modulations:
+                modulations[step] = self.dit.modulations(n[:1], z_n)
             condition = [(kv.repeat(1, len(z_n) // B, 1, 1, 1), bias.repeat(len(z_n) // B, 1, 1, 1)) for kv, bias in once]
-            out = self(z_n, n[:1], h, eeg_positions, condition, u)
+            out = self(z_n, n[:1], h, eeg_positions, condition, u, modulations[step])
             return out if self.predict == "eps" else self.schedule.eps_from_velocity(z_n, n[:1], out)
         return eps
 

@@ -230,7 +230,8 @@ class Windows:
         e = (self.start[:, None] + torch.arange(-context, self.K + context)).clamp(0, self.T - 1)   # [n,L]
         times = (e - self.start[:, None]).float().repeat(len(h), 1).to(h.device)                    # [Bn,L]
         tokens = h[:, e.to(h.device)].transpose(2, 3).flatten(0, 1)                                 # [Bn,u,L,d_e]
-        models = [model.eps_model(*c, self.K) for c in zip(tokens.split(batch_size), times.split(batch_size))]
+        once = {}
+        models = [model.eps_model(*c, self.K, once) for c in zip(tokens.split(batch_size), times.split(batch_size))]
         def eps(z_n, n):
             parts = z_n[:, self.index].unflatten(0, (samples, -1)).flatten(1, 2).split(batch_size, 1)  # [S,<=Bn,Ku,d]
             out = [f(part.flatten(0, 1), n).unflatten(0, (samples, -1)) for f, part in zip(models, parts)]

@@ -246,7 +246,7 @@ def test_fresh_dit_blocks_are_the_identity():
     dit = DiT(12, 10, 16, 3, 4, tokens_per_frame=2)
     x, c, h, t = torch.randn(2, 6, 16), torch.randn(2, 16), torch.randn(2, 3, 10), torch.arange(3)
     for block, (kv, bias) in zip(dit.blocks, dit.condition(h, t, t)):
-        assert torch.equal(block(x, c, kv, bias), x)
+        assert torch.equal(block(x, block.modulation(c)[:, None], kv, bias), x)
     assert torch.equal(dit(torch.randn(2, 3, 12), torch.tensor([0, 999]), torch.randn(2, 3, 10)), torch.zeros(2, 3, 12))
 
 def trained_looking(module):

@@ -176,7 +176,7 @@ def main():
     weight = weight / weight.mean()  # [d]
     trained = [p for p in [*model.parameters(), *autoencoder.parameters()] if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=a.lr, betas=(0.9, 0.999), weight_decay=a.weight_decay,
-                                  fused=device.type == "cuda")
+                                  fused=device.type in ("cpu", "cuda"))
     if a.compile:
         try:
             torch.compile(torch.sin)(torch.ones(2, device=device))  # is there a compiler that works?

@@ -57,7 +57,7 @@ def main():
             known, kind = y[:, index].repeat(S, 1, 1), [0] * held + kinds[index.numpy()][held:].tolist()
             known[:, :held], end = z[:, index[:held]], start + w.K
             e = torch.arange(start - context, start + w.K + context).clamp(0, T - 1)
-            eps = model.eps_model(h[:, e].transpose(1, 2), (e - start).float().expand(B, -1), w.K)
+            eps = model.eps_model(h[:, e].transpose(1, 2), (e - start).float().expand(B, -1), w.K, {})
             project = observation.projection(kind, model.prior, torch.arange(w.K))
             parts.append(draw((S * B, w.K, y.shape[-1]), eps, lambda z0, abar: project(z0, known, abar), generator))
             z[:, index] = parts[-1]
