@@ -14,6 +14,8 @@ A *prepared subject* is a folder that train.py and sample.py memory-map:
     between.npy        only there: BOLD half a TR after each frame, without the scanner's noise [T,V]
 """
 import argparse
+import atexit
+import contextlib
 import glob
 import hashlib
 import json
@@ -26,7 +28,10 @@ import sys
 import nibabel as nib
 import numpy as np
 import torch
+import torch.distributed as dist
 from tqdm import tqdm
+
+RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # this process, of torchrun's
 
 # ---- 1. A synthetic subject, whose truth is known --------------------------------------
 
@@ -104,8 +109,43 @@ def fail(message):
     sys.exit(f"error: {message}")
 
 def pick_device(name):
+    """The device by name, or the best there is. Processes of torchrun get a GPU each, and meet here."""
     best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    return torch.device(name or best)
+    device = torch.device(name or best)
+    if WORLD > 1 and device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    if WORLD > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        atexit.register(dist.destroy_process_group)
+    return device
+
+def summed(x):
+    """x, summed in place over torchrun's processes."""
+    if WORLD > 1:
+        dist.all_reduce(x)
+    return x
+
+@contextlib.contextmanager
+def memory_advice(device, a, *flags):
+    """If memory runs out, say which of a's flags to lower, and to what. Linux kills without a word who takes more than there
+    is: on the CPU a process is therefore limited to what is free now, so that it is refused more, which is an error."""
+    limits = None
+    if device.type == "cpu" and os.path.exists("/proc/meminfo"):
+        import resource
+        free = 1024 * int(re.search(r"MemAvailable:\s*(\d+)", open("/proc/meminfo").read())[1])
+        limits = resource.getrlimit(resource.RLIMIT_DATA)  # -1: none
+        resource.setrlimit(resource.RLIMIT_DATA, (min(limits[0] % 2**63, free), limits[1]))
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        if not isinstance(error, MemoryError) and not re.search("allocate memory|out of memory|not enough memory", str(error)):
+            raise
+        advice = [f"--{flag.replace('_', '-')} from {n} to {n // 2}" for flag in flags if (n := getattr(a, flag)) > 1]
+        fail(f"out of memory on {device}. Lower {', then '.join(advice)} ({str(error).splitlines()[0][:150]})")
+    finally:
+        if limits:
+            resource.setrlimit(resource.RLIMIT_DATA, limits)
 
 def load_npy(path, *ndims):
     try:
@@ -308,8 +348,16 @@ def save_dtseries(path, frames, space, tr, start):
 
 # ---- 4. Reading a prepared subject -----------------------------------------------------
 
+def mapped(name, ndim):
+    """An array of a subject's folder, or None. Opened anew for each reading: the pages read through a memory map count as
+    this process's memory for as long as it is open, and would in the end be the whole file."""
+    path = lambda self: os.path.join(self.folder, name)  # noqa: E731
+    return property(lambda self: load_npy(path(self), ndim) if os.path.exists(path(self)) else None)
+
 class Subject:
     """A prepared subject, memory-mapped. Frames stay in raw units on disk; see `Normaliser`."""
+    fmri, eeg = mapped("fmri.npy", 2), mapped("eeg.npy", 3)
+    driven, between = mapped("driven.npy", 2), mapped("between.npy", 2)  # only of the synthetic subject
 
     def __init__(self, folder):
         def there(name, read):
@@ -319,9 +367,9 @@ class Subject:
         if self.meta is None:
             fail(f"{folder}: no subject.json there; prepare the subject with data.py, or leave --data out")
         self.tr, self.runs = self.meta["tr"], self.meta["runs"]
-        self.fmri, self.eeg = (load_npy(os.path.join(folder, f), n) for f, n in (("fmri.npy", 2), ("eeg.npy", 3)))
+        if self.fmri is None or self.eeg is None:
+            fail(f"{folder}: fmri.npy or eeg.npy is missing there; prepare the subject again with data.py")
         self.rois = dict(there("rois.npz", np.load) or {})
-        self.driven, self.between = (there(name, lambda path: load_npy(path, 2)) for name in ("driven.npy", "between.npy"))
         self.space = there("space.dscalar.nii", lambda path: nib.load(path).header.get_axis(1))
 
     def when(self, frame):
@@ -368,11 +416,11 @@ class Normaliser:
         count, V = sum(b - a for a, b in segments), subject.fmri.shape[1]
         total, square, scale = np.zeros(V), np.zeros(V), np.zeros(subject.eeg.shape[1])
         shift = subject.fmri[blocks[0].start].astype(np.float64)  # sums of x - shift keep their digits
-        for s in tqdm(blocks, desc="statistics", unit="block", disable=len(blocks) < 50):
+        for s in tqdm(blocks, desc="statistics", unit="block", disable=len(blocks) < 50 or RANK > 0):
             x = subject.fmri[s].astype(np.float64) - shift
             total += x.sum(0)
             square += (x**2).sum(0)
-            scale = np.maximum(scale, np.abs(subject.eeg[s]).max((0, 2)))
+            scale = np.maximum(scale, np.abs(np.asarray(subject.eeg[s], np.float32)).max((0, 2)))
         mean, variance = shift + total / count, square / count - (total / count) ** 2
         std = np.sqrt(np.maximum(variance, 0))
         std[std <= 1e-6 * np.abs(mean)] = 0

@@ -111,14 +111,19 @@ class LinearAutoencoder(nn.Module):
             return x - self.mean[s]
         spans = [slice(a, min(a + block, V)) for a in range(0, V, block)] if T <= V else [slice(0, V)]
         gram = sum((c @ c.T if T <= V else c.T @ c).cpu().double() for c in map(column, spans))  # [T,T] or [V,V]
-        power, U = torch.linalg.eigh(gram)                                                # ascending
+        if len(gram) <= block:
+            power, U = torch.linalg.eigh(gram)                                            # ascending
+        else:  # in float32, in half the time; then a power step, and a small problem in float64
+            U = torch.linalg.qr(gram @ torch.linalg.eigh(gram.float())[1][:, -self.latent_dim:].double())[0]
+            power, W = torch.linalg.eigh(U.T @ gram @ U)
+            U = U @ W
         d = self.latent_dim = min(self.latent_dim, int((power > 1e-6 * power[-1]).sum()))  # float32: good to 1e-7
         scale, U = power[-d:].flip(0).sqrt(), U[:, -d:].flip(1)                           # [d], [T or V,d]
         weight = (U / scale if T <= V else U).T.float().to(self.E.device)                 # [d,T or V]
         E = torch.cat([weight @ column(s) for s in spans], 1) if T <= V else weight       # [d,V]
         self.E = nn.Parameter(E, requires_grad=False)
         self.latent_mean, self.latent_scale = torch.zeros(d).to(E), (scale / math.sqrt(T)).float().to(E)
-        return float(power[-d:].sum() / power.sum())
+        return float(power[-d:].sum() / gram.trace())
 
     def reconstruction_loss(self, x, momentum=0.01):
         """Joint mode: the loss of E and D on x [B,K,V], and z [B,K,d] for the DiT: at unit variance, and detached,

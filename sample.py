@@ -9,6 +9,7 @@ Writes OUT/direct/ or OUT/interrecon/: recon.npy [T_test,V] and truth.npy in z-s
 stands beside its controls, and what was observed is never scored.
 """
 import argparse
+import contextlib
 import glob
 import json
 import math
@@ -22,7 +23,7 @@ from tqdm import tqdm
 import data
 from neuroframes import GaussianPrior, LinearAutoencoder, NeuroFrames, Observation, range_null_projection, sample
 
-METRICS = ("mse", "r", "cos")
+METRICS, LATENTS_AT_ONCE = ("mse", "r", "cos"), 2**25  # numbers: 134 MB, of which sampling holds a dozen copies
 def parse(argv=None):
     p = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = p.add_argument
@@ -209,6 +210,17 @@ def encode_eeg(model, subject, normaliser, segments, upsample, device, block=64)
             tokens.append(torch.stack([model.encoder(e)[0, 2:-2] for e in cut], 1))
     return torch.cat(tokens)
 
+@contextlib.contextmanager
+def fast_products():
+    """The network's float32 matrix products in TF32 on a GPU, and by oneDNN on a CPU, which rounds to bfloat16 only where the
+    CPU has units for that. The network can take it, having been trained in bfloat16 on a GPU; projections and decoding cannot."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
 class Windows:
     """A stretch of T frames, u points each, denoised as a whole by a model that sees K frames at a time: at every step each
     window answers for its part, and where windows overlap answers are averaged (MultiDiffusion; Bar-Tal et al. 2023)."""
@@ -230,12 +242,14 @@ class Windows:
         e = (self.start[:, None] + torch.arange(-context, self.K + context)).clamp(0, self.T - 1)   # [n,L]
         times = (e - self.start[:, None]).float().repeat(len(h), 1).to(h.device)                    # [Bn,L]
         tokens = h[:, e.to(h.device)].transpose(2, 3).flatten(0, 1)                                 # [Bn,u,L,d_e]
-        once = {}
-        models = [model.eps_model(*c, self.K, once) for c in zip(tokens.split(batch_size), times.split(batch_size))]
+        once, batch_size = {}, min(batch_size, math.ceil(len(tokens) / data.WORLD))  # torchrun's processes share the windows
+        models = [model.eps_model(*c, self.K, once) if i % data.WORLD == data.RANK else None
+                  for i, c in enumerate(zip(tokens.split(batch_size), times.split(batch_size)))]
         def eps(z_n, n):
             parts = z_n[:, self.index].unflatten(0, (samples, -1)).flatten(1, 2).split(batch_size, 1)  # [S,<=Bn,Ku,d]
-            out = [f(part.flatten(0, 1), n).unflatten(0, (samples, -1)) for f, part in zip(models, parts)]
-            return self.blend(torch.cat(out, 1).unflatten(1, (len(h), -1)).flatten(0, 1))           # [SB,Tu,d]
+            with fast_products():
+                out = [f(part.flatten(0, 1), n).unflatten(0, (samples, -1)) if f else 0 * part for f, part in zip(models, parts)]
+            return data.summed(self.blend(torch.cat(out, 1).unflatten(1, (len(h), -1)).flatten(0, 1)))  # [SB,Tu,d]
         return eps
 
     def projection(self, observation, prior, kinds, y):
@@ -256,11 +270,27 @@ class Windows:
             return self.blend(parts)                                                                # [SB,Tu,d]
         return project
 
+def groups(stretches, most):
+    """Stretches [low, high) in order, in lists of at most `most` frames or of one stretch."""
+    found, count = [], math.inf
+    for low, high in stretches:
+        if count + high - low > most:
+            found.append([])
+            count = 0
+        found[-1].append((low, high))
+        count += high - low
+    return found
+
 # ---- The run ---------------------------------------------------------------------------
-@torch.no_grad()
 def main(argv=None, also=lambda method, k, x_hat: None):  # also: gets every method's test frames x_hat [k,V] at places k
-    a, began = parse(argv), time.time()
+    a = parse(argv)
     device = data.pick_device(a.device)
+    with data.memory_advice(device, a, "batch_size", "samples"):
+        reconstruct(a, device, also)
+
+@torch.no_grad()
+def reconstruct(a, device, also):
+    began, leader = time.time(), data.RANK == 0  # of torchrun's processes all draw, and the first scores and writes
     ckpt, model, autoencoder, normaliser = load(a.ckpt, device)
     subject = data.Subject(a.data or ckpt["subject"])
     if subject.meta["checksums"] != ckpt["checksums"]:
@@ -277,7 +307,7 @@ def main(argv=None, also=lambda method, k, x_hat: None):  # also: gets every met
     held = a.interrecon and not a.no_null_space
     out = os.path.join(a.out or os.path.dirname(a.ckpt) or ".", "interrecon" if a.interrecon else "direct")
     os.makedirs(out, exist_ok=True)
-    for old in glob.glob(os.path.join(out, "recon*.dtseries.nii")) + glob.glob(os.path.join(out, "std.npy")):
+    for old in glob.glob(os.path.join(out, "recon*.dtseries.nii")) + glob.glob(os.path.join(out, "std.npy")) if leader else []:
         os.remove(old)  # of an earlier run, with other frames or samples
     fetch = lambda frames: torch.from_numpy(normaliser.zscore(subject.fmri[frames]))  # noqa: E731    [k,V]
     index = np.concatenate([np.arange(low, high) for low, high in splits["train"]])
@@ -289,10 +319,10 @@ def main(argv=None, also=lambda method, k, x_hat: None):  # also: gets every met
         gaussian.fit([torch.cat([autoencoder.encode(fetch(slice(i, min(i + 256, high))).to(device)).cpu()
                                  for i in range(low, high, 256)]) for low, high in splits["train"]])
     prior, generator = gaussian if a.projection == "weighted" else None, torch.Generator().manual_seed(a.seed)
-    def reconstruct(name, stretches, y, kinds, h):
-        """z [S,T,u,d] of stretches of frames from EEG tokens h [T,u,d_e]; without EEG the Gaussian conditional mean."""
-        S, lengths = 1 if h is None else a.samples, sorted({high - low for low, high in stretches})
-        z, bar = torch.zeros(S, len(y), u, d), tqdm(total=len(lengths) * a.steps, desc=name, unit="step", disable=h is None)
+    def draw(name, stretches, y, kinds, h):
+        """z [S,k,u,d] of a few stretches of frames, from EEG tokens h [T,u,d_e]; without EEG the Gaussian conditional mean."""
+        S, lengths, begin, end = 1 if h is None else a.samples, sorted({high - low for low, high in stretches}), stretches[0][0], stretches[-1][1]
+        z, bar = torch.zeros(S, end - begin, u, d), tqdm(total=len(lengths) * a.steps, desc=name, unit="step", disable=h is None or not leader)
         for T in lengths:  # stretches of one length go together: all are observed alike from their first frame on
             k = torch.tensor([low for low, high in stretches if high - low == T])[:, None] + torch.arange(T)  # [B,T]
             w, shape = Windows(T, window, overlap, u), (S * len(k), T * u, d)
@@ -303,10 +333,12 @@ def main(argv=None, also=lambda method, k, x_hat: None):  # also: gets every met
                 network = w.eps_model(model, h[k.to(device)], settings["context"], S, a.batch_size)
                 made = sample(lambda z_n, n: (network(z_n, n), bar.update())[0], shape, model.schedule, a.steps, a.eta,
                               reuse_eps=prior is None, generator=generator, project=project, antithetic=S % 2 == 0, device=device)
-            z[:, k] = made.cpu().view(S, len(k), T, u, d)
+            z[:, k - begin] = made.cpu().view(S, len(k), T, u, d)
         return z
     T, points = sum(high - low for low, high in splits["test"]), {"recon": u, "truth": 1, **({"std": u} if S > 1 else {})}
-    arrays = {name: np.lib.format.open_memmap(os.path.join(out, f"{name}.npy"), "w+", np.float32, (n * T, V)) for name, n in points.items()}
+    arrays = {name: os.path.join(out, f"{name}.npy") for name in points}
+    for name, n in points.items() if leader else ():
+        np.lib.format.open_memmap(arrays[name], "w+", np.float32, (n * T, V))
     scores = Scores({"whole": normaliser.valid, **{k: m & normaliser.valid for k, m in subject.rois.items()}}, rows)
     residual, before, spread, scale = 0.0, [], {}, None
     for split in ["val"] * a.calibrate + ["test"]:
@@ -321,64 +353,70 @@ def main(argv=None, also=lambda method, k, x_hat: None):  # also: gets every met
             x = fetch(t[k]).to(device)
             for row in set(p[k]):
                 y[k[p[k] == row]] = observation.latents(x[p[k] == row], row).cpu()
-        # ---- latents of whole runs
+        # ---- latents of whole runs, a few at a time: memory is that of the longest, however many there are
         h = encode_eeg(model, subject, normaliser, splits[split], u, device)
-        z = {"neuroframes": reconstruct(f"{split} runs", stretches, y, kinds if held else hidden, h)}
-        if split == "test":
-            # Shuffled EEG: each block of K frames gets another's, along one random cycle: none keeps its own but an only one.
-            cycle, donor = np.random.default_rng(a.seed).permutation(len(blocks)), np.empty(len(blocks), int)
-            donor[cycle] = np.roll(cycle, 1)
-            other = h[np.concatenate([np.resize(blocks[j], len(k)) for j, k in zip(donor, blocks)])]
-            z["shuffled_eeg"] = reconstruct("shuffled EEG", stretches, y, kinds if held else hidden, other)
-            if a.interrecon:
-                z["gaussian"] = reconstruct("", stretches, y, kinds, None)
-            if held:
-                z["no_null_space"] = reconstruct("no null space", stretches, y, hidden, h)
-        # ---- frames, a block of K at a time: scored, and written
-        for k in tqdm(blocks, desc="scores", unit="window", disable=split == "val"):
-            x, seen, done = fetch(t[k]), torch.from_numpy(rows[p[k]]), {}                           # [k,V]
-            free = ~seen & torch.from_numpy(normaliser.valid)
-            for method, latents in z.items():
-                each = autoencoder.decode(latents[:, k].to(device)).cpu()                           # [S,k,u,V]
-                # Opposite pairs have their mean in the middle: no degree of freedom is lost to it.
-                std = each.std(0, correction=S % 2) if len(each) > 1 else 0 * each[0]
-                done[method] = [each.mean(0), std, each[0]]                                         # [k,u,V] each
-                if held and method == "neuroframes" and seen.any():
-                    before.append((done[method][0][:, 0] - x)[seen].square().mean().item())
-                if held and method in ("neuroframes", "shuffled_eeg"):
-                    # Latents that agree with what was seen decode to D z, not to x: the last projection is in vertices.
-                    for guess, known in zip(done[method], (x, 0 * x, x)):
-                        guess[:, 0] = range_null_projection(guess[:, 0], known, seen)
-            mean, std, first = done["neuroframes"]
-            if S > 1:
-                claims = {"samples": std[:, 0][free], "and what latents leave out": (std[:, 0] ** 2 + left_out).sqrt()[free]}
-                claims |= {f"times {scale:.2f}, from the validation run": scale * list(claims.values())[1]} if scale else {}
-                for name, claim in claims.items():
-                    spread[name] = spread.get(name, 0) + calibration((mean[:, 0] - x)[free], claim)
-            if split == "val":
-                continue
-            for name, array in (("recon", mean.flatten(0, 1)), ("truth", x), ("std", std.flatten(0, 1)))[:2 + (S > 1)]:
-                arrays[name][k[0] * len(array) // len(k):][:len(array)] = array
-            residual = max(residual, float((mean[:, 0] - x)[seen].abs().max()) if held and seen.any() else 0.0)
-            guesses = {"mean_frame": 0 * x, "neuroframes_1": first[:, 0], **{m: v[0][:, 0] for m, v in done.items()}}
-            if a.interrecon:
-                low, high = next(s for s in stretches if s[0] <= k[0] < s[1])
-                anchors = low + np.flatnonzero(rows.all(1)[p[low:high]])
-                guesses["linear"] = linear_interpolation(anchors, k, lambda k: fetch(t[k]))
-            if subject.driven is not None:
-                guesses["ceiling"] = torch.from_numpy(normaliser.zscore(subject.driven[t[k]]))
-            for method, guess in guesses.items():
-                scores.add(method, guess, x, p[k])
-                also(method, k, guess)
-        if split == "val":
+        # Shuffled EEG: each block of K frames gets another's, along one random cycle: none keeps its own but an only one.
+        cycle, donor = np.random.default_rng(a.seed).permutation(len(blocks)), np.empty(len(blocks), int)
+        donor[cycle] = np.roll(cycle, 1)
+        other = h[np.concatenate([np.resize(blocks[j], len(k)) for j, k in zip(donor, blocks)])]
+        for group in groups(stretches, LATENTS_AT_ONCE // (S * u * d)):
+            z, begin = {"neuroframes": draw(f"{split} runs", group, y, kinds if held else hidden, h)}, group[0][0]
+            if split == "test":
+                z["shuffled_eeg"] = draw("shuffled EEG", group, y, kinds if held else hidden, other)
+                if a.interrecon:
+                    z["gaussian"] = draw("", group, y, kinds, None)
+                if held:
+                    z["no_null_space"] = draw("no null space", group, y, hidden, h)
+            # ---- frames, a block of K at a time: scored, and written
+            inside = [k for k in blocks if begin <= k[0] < group[-1][1]] if leader else []
+            for k in tqdm(inside, desc="scores", unit="window", disable=split == "val" or not leader):
+                x, seen, done = fetch(t[k]), torch.from_numpy(rows[p[k]]), {}                           # [k,V]
+                free = ~seen & torch.from_numpy(normaliser.valid)
+                for method, latents in z.items():  # of controls only the mean is scored, and D is linear: decode one
+                    latents = latents if method == "neuroframes" else latents.mean(0, keepdim=True)             # [S,T,u,d]
+                    each = autoencoder.decode(latents[:, k - begin].to(device)).cpu()                           # [S,k,u,V]
+                    # Opposite pairs have their mean in the middle: no degree of freedom is lost to it.
+                    std = each.std(0, correction=S % 2) if len(each) > 1 else 0 * each[0]
+                    done[method] = [each.mean(0), std, each[0]]                                         # [k,u,V] each
+                    if held and method == "neuroframes" and seen.any():
+                        before.append((done[method][0][:, 0] - x)[seen].square().mean().item())
+                    if held and method in ("neuroframes", "shuffled_eeg"):
+                        # Latents that agree with what was seen decode to D z, not to x: the last projection is in vertices.
+                        for guess, known in zip(done[method], (x, 0 * x, x)):
+                            guess[:, 0] = range_null_projection(guess[:, 0], known, seen)
+                mean, std, first = done["neuroframes"]
+                if S > 1:
+                    claims = {"samples": std[:, 0][free], "and what latents leave out": (std[:, 0] ** 2 + left_out).sqrt()[free]}
+                    claims |= {f"times {scale:.2f}, from the validation run": scale * list(claims.values())[1]} if scale else {}
+                    for name, claim in claims.items():
+                        spread[name] = spread.get(name, 0) + calibration((mean[:, 0] - x)[free], claim)
+                if split == "val":
+                    continue
+                for name, array in (("recon", mean.flatten(0, 1)), ("truth", x), ("std", std.flatten(0, 1)))[:2 + (S > 1)]:
+                    # Opened anew: written pages of a map count as memory until it is closed.
+                    np.load(arrays[name], mmap_mode="r+")[k[0] * len(array) // len(k):][:len(array)] = array
+                residual = max(residual, float((mean[:, 0] - x)[seen].abs().max()) if held and seen.any() else 0.0)
+                guesses = {"mean_frame": 0 * x, "neuroframes_1": first[:, 0], **{m: v[0][:, 0] for m, v in done.items()}}
+                if a.interrecon:
+                    low, high = next(s for s in stretches if s[0] <= k[0] < s[1])
+                    anchors = low + np.flatnonzero(rows.all(1)[p[low:high]])
+                    guesses["linear"] = linear_interpolation(anchors, k, lambda k: fetch(t[k]))
+                if subject.driven is not None:
+                    guesses["ceiling"] = torch.from_numpy(normaliser.zscore(subject.driven[t[k]]))
+                for method, guess in guesses.items():
+                    scores.add(method, guess, x, p[k])
+                    also(method, k, guess)
+        if split == "val" and leader:
             scale, spread, before = 1 / calibration_summary(list(spread.values())[-1])["spread_to_error"], {}, []
+    if not leader:
+        return
     # ---- files
     np.save(os.path.join(out, "frames.npy"), t if u == 1 else (t[:, None] + np.arange(u) / u).ravel())
     if subject.space is not None:
         for (low, high), (lo, hi) in zip(stretches, splits["test"]):  # one start time each: a series cannot skip frames
             run, begin = subject.when(lo)
             name = "recon" + (f"_run-{run}_frame-{lo}" if len(stretches) > 1 else "") + ".dtseries.nii"
-            x = normaliser.raw(arrays["recon"][low * u: high * u])
+            x = normaliser.raw(np.load(arrays["recon"], mmap_mode="r")[low * u: high * u])
             data.save_dtseries(os.path.join(out, name), x, subject.space, subject.tr / u, begin)
     summary = scores.summary()
     metrics = {"mode": os.path.basename(out), "frames": K, "gap": a.gap, "anchors": a.anchors, "observe": a.observe,
@@ -393,7 +431,7 @@ def main(argv=None, also=lambda method, k, x_hat: None):  # also: gets every met
     with open(os.path.join(out, "metrics.json"), "w") as f:
         json.dump(metrics, f, indent=1)
     if a.plot:
-        carpet(os.path.join(out, "plot.png"), arrays["truth"], arrays["recon"][::u], f"{metrics['mode']}, {S} samples")
+        carpet(os.path.join(out, "plot.png"), *(np.load(arrays[name], mmap_mode="r")[::points[name]] for name in ("truth", "recon")), f"{metrics['mode']}, {S} samples")
     report(metrics, summary, scores)
     print(f"wrote {out} in {metrics['seconds']} s")
 

@@ -198,7 +198,7 @@ def test_gaussian_prior_is_the_exact_denoiser():
     times = torch.tensor([0, 0.3, 1, 1.5, 2.25, 4, 7.5, 80])  # between frames, and beyond the last lag
     assert torch.linalg.eigvalsh(prior.covariance(times, times)).min() > -1e-12
 
-@pytest.mark.parametrize("T, V", [(40, 300), (300, 40)])
+@pytest.mark.parametrize("T, V", [(40, 300), (300, 40), (100, 300), (300, 80)])  # the last two are larger than a block
 def test_closed_form_autoencoder_equals_svd(T, V):
     rng = np.random.default_rng(0)
     x = torch.from_numpy((rng.standard_normal((T, 12)) @ rng.standard_normal((12, V)) + 0.3 * rng.standard_normal((T, V))
@@ -325,9 +325,9 @@ def test_splits_are_whole_runs(tiny):
     assert subject.segments("test") == [(10, 20), (290, 300)]
     assert subject.segments("train")[:2] == [(0, 10), (21, 60)] and subject.segments("val") == [(240, 290)]
 
-def test_normaliser_uses_the_given_frames_and_spares_constant_vertices(tiny):
+def test_normaliser_uses_the_given_frames_and_spares_constant_vertices(tiny, monkeypatch):
     subject = data.Subject(tiny)
-    subject.fmri = np.array(subject.fmri)
+    monkeypatch.setattr(data.Subject, "fmri", np.array(subject.fmri))
     subject.fmri[:, 3] = 700.1
     normaliser, frames = data.Normaliser.measure(subject, [(0, 60), (60, 120)], block=50), subject.fmri[:120].astype(np.float64)
     np.testing.assert_allclose(normaliser.mean, frames.mean(0), rtol=1e-6)

@@ -3,6 +3,7 @@
     python train.py                            the synthetic subject, minutes on two CPU cores
     python train.py --data cinebrain/sub1      a prepared subject (data.py), the paper's settings
     python train.py --out OUT --resume         go on from OUT/last.pt as if nothing had happened
+    torchrun --standalone --nproc_per_node=4 train.py --data ...     four GPUs share each step's windows
 
 Writes to OUT: ckpt.pt, the averaged weights with the lowest validation loss and all that sample.py
 needs beside them; last.pt, the whole state of training; log.jsonl, one object a line.
@@ -16,6 +17,8 @@ import time
 
 import numpy as np
 import torch
+import torch.distributed as dist
+from torch import nn
 from tqdm import tqdm
 
 import data
@@ -30,6 +33,8 @@ PRESETS = {
     "tiny": dict(frames=10, latent_dim=64, autoencoder="pca", eeg_encoder="bandpower", eeg_dim=128, predict="v",
                  prior="gaussian", loss="latent", context=6, depth=2, heads=8, width=128, epochs=60, batch_size=32,
                  lr=1e-3, warmup=100, ema=0.998, vary=True, eeg_filters=32, eeg_bands=16)}
+
+EEG_ON_CPU = 2**30  # bytes of EEG that are kept in memory where there is no GPU
 
 def parse(argv=None):
     p = argparse.ArgumentParser(description="Train on one subject.",
@@ -105,31 +110,56 @@ class Columns:
 def encode_all(autoencoder, subject, normaliser, device, block=128):
     """Latents [T,d] of every frame: with them cached, V never appears in the loop."""
     spans = [slice(i, i + block) for i in range(0, len(subject.fmri), block)]
-    return torch.cat([autoencoder.encode(torch.from_numpy(normaliser.zscore(subject.fmri[s])).to(device)).cpu()
-                      for s in tqdm(spans, desc="encoding", unit="block", disable=len(spans) < 50)])
+    return torch.cat([autoencoder.encode(torch.from_numpy(normaliser.zscore(subject.fmri[s])).to(device))
+                      for s in tqdm(spans, desc="encoding", unit="block", disable=len(spans) < 50 or data.RANK > 0)])
+
+class SyncBatchNorm(nn.BatchNorm1d):
+    """Batch statistics over all processes' windows, so that many take the same steps as one (nn.SyncBatchNorm: GPUs only)."""
+    def forward(self, x):  # [M,c] or [M,c,W]; M may differ from process to process
+        if not self.training:
+            return super().forward(x)
+        from torch.distributed.nn.functional import all_reduce  # through which gradients flow
+        axes, shape = [i for i in range(x.ndim) if i != 1], (1, -1) + (1,) * (x.ndim - 2)
+        count = all_reduce(x.new_tensor(x.numel() / x.shape[1]))                       # scalar
+        mean = all_reduce(x.float().sum(axes)) / count                                 # [c]
+        x = x - mean.view(shape)
+        var = all_reduce(x.float().square().sum(axes)) / count                         # [c]
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * count / (count - 1), self.momentum)
+            self.num_batches_tracked += 1
+        return x * (self.weight * (var + self.eps).rsqrt()).view(shape) + self.bias.view(shape)
 
 def learning_rate(a, step):
     cosine = 0.5 * (1 + math.cos(math.pi * step / a.steps))
     return a.lr * min((step + 1) / a.warmup, cosine) if a.warmup else a.lr
 
-def main():
-    a = parse()
-    last_path, best_path, log_path = (os.path.join(a.out, name) for name in ("last.pt", "ckpt.pt", "log.jsonl"))
+def main(argv=None):
+    a = parse(argv)
     device = data.pick_device(a.device)
+    with data.memory_advice(device, a, "batch_size", "width", "latent_dim"):
+        train(a, device)
+
+def train(a, device):
+    last_path, best_path, log_path = (os.path.join(a.out, name) for name in ("last.pt", "ckpt.pt", "log.jsonl"))
+    rank, world = data.RANK, data.WORLD  # of torchrun's processes: all compute, the first prints and writes
+    say = print if rank == 0 else lambda *_: None
     resumed = None
     if a.resume:
         if not os.path.exists(last_path):
             data.fail(f"{last_path}: nothing to resume; leave --resume out, or name the folder with --out")
         resumed = torch.load(last_path, map_location="cpu", weights_only=True)
         vars(a).update({k: v for k, v in resumed["settings"].items() if k not in ("out", "device", "resume")})
-        print(f"all settings but --out and --device are those of {last_path}")
+        say(f"all settings but --out and --device are those of {last_path}")
     os.makedirs(a.out, exist_ok=True)
     torch.manual_seed(a.seed)
 
     # ---- data: stretches of whole runs, z-scored with training statistics
     folder = a.data or os.path.join(a.out, "synthetic")
-    if not a.data and not os.path.exists(folder):
+    if not a.data and not os.path.exists(folder) and rank == 0:
         data.synthetic(folder)
+    if world > 1:
+        dist.barrier()
     subject = data.Subject(folder)
     if resumed and resumed["checksums"] != subject.meta["checksums"]:
         data.fail(f"{folder}: is not the data that {last_path} was trained on; start anew without --resume")
@@ -138,7 +168,7 @@ def main():
     if a.frames > max((hi - lo for lo, hi in segments["train"]), default=0):
         data.fail(f"--frames {a.frames}: no training stretch of {folder} is that long; lower it")
     if not subject.segments("test"):
-        print(f"note: {folder} has no test frames (a single run?): there will be nothing to score")
+        say(f"note: {folder} has no test frames (a single run?): there will be nothing to score")
     validation = [w for w in data.tile(segments["val"], a.frames) if w[1] == a.frames]
     index = np.concatenate([np.arange(lo, hi) for lo, hi in segments["train"]])  # training frames
     a.steps = a.steps or max(1, a.epochs * len(index) // (a.frames * a.batch_size))
@@ -154,7 +184,7 @@ def main():
         if not joint:
             fitted = index[:: math.ceil(len(index) / 8192)]  # 8,192 frames determine 1,024 directions well
             kept = autoencoder.fit(Columns(subject, normaliser, fitted))
-            print(f"autoencoder: {autoencoder.latent_dim} latents (of {a.latent_dim} asked for) keep {kept:.1%} of "
+            say(f"autoencoder: {autoencoder.latent_dim} latents (of {a.latent_dim} asked for) keep {kept:.1%} of "
                   f"the variance of {len(fitted):,} training frames")
     if not joint:
         z_all = encode_all(autoencoder, subject, normaliser, device)  # [T,d]
@@ -167,6 +197,9 @@ def main():
         config["encoder_settings"] = dict(cycles=round(75 * subject.tr), filters=a.eeg_filters, bands=a.eeg_bands, dropout=a.eeg_dropout)
     model, averaged = NeuroFrames(**config).to(device), NeuroFrames(**config).to(device)
     schedule = model.schedule
+    for layer in model.modules():
+        if world > 1 and isinstance(layer, nn.BatchNorm1d):
+            layer.__class__ = SyncBatchNorm
     if model.prior:
         model.prior.fit([z_all[lo:hi].to(device) for lo, hi in segments["train"]])
     averaged.load_state_dict(model.state_dict())
@@ -182,22 +215,31 @@ def main():
             torch.compile(torch.sin)(torch.ones(2, device=device))  # is there a compiler that works?
             model.dit.compile()
         except Exception as error:
-            print(f"note: nothing compiles here ({type(error).__name__}); going on without --compile")
+            say(f"note: nothing compiles here ({type(error).__name__}); going on without --compile")
     bf16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)  # older ones emulate it
-    print(f"{sum(p.numel() for p in trained):,} weights on {device} in {'bfloat16' if bf16 else 'float32'}; "
+    say(f"{sum(p.numel() for p in trained):,} weights on {device} in {'bfloat16' if bf16 else 'float32'}; "
           f"{a.steps:,} steps of {a.batch_size} windows of {a.frames} frames; {len(index):,} training frames")
 
     if a.preset == "paper" and len(index) < 10_000:
-        print("note: these are few frames for the paper's settings; compare with --preset tiny")
+        say("note: these are few frames for the paper's settings; compare with --preset tiny")
+
+    # EEG that fits stays on the device; else each step reads its windows from disk.
+    room = torch.cuda.mem_get_info(device)[0] / 2 if device.type == "cuda" else EEG_ON_CPU
+    eeg_all = torch.empty(subject.eeg.shape, device=device) if 4 * subject.eeg.size <= room else None  # [T,C,W]
+    for i in range(0, len(subject.eeg) if eeg_all is not None else 0, 256):
+        eeg_all[i: i + 256] = torch.from_numpy(normaliser.eeg(subject.eeg[i: i + 256])).to(device)
 
     def batch(windows, shift=0):
         """z [B,K,d] (joint mode: frames x [B,K,V]), eeg [B,L,C,W] cut `shift` samples late, its times [B,L]."""
         frames, eeg, eeg_positions = data.window_indices(windows, a.context)
-        once, where = np.unique(eeg, return_inverse=True)  # windows of a batch overlap: read each EEG window once
-        s = torch.from_numpy(normaliser.eeg(subject.eeg[once]))[torch.from_numpy(where.reshape(eeg.shape))]
-        z = torch.from_numpy(normaliser.zscore(subject.fmri[frames])) if joint else z_all[torch.from_numpy(frames)]
+        if eeg_all is not None:
+            s = eeg_all[torch.from_numpy(eeg).to(device)]
+        else:  # windows of a batch overlap: read each EEG window once
+            once, where = np.unique(eeg, return_inverse=True)
+            s = torch.from_numpy(normaliser.eeg(subject.eeg[once])).to(device)[torch.from_numpy(where.reshape(eeg.shape)).to(device)]
+        z = torch.from_numpy(normaliser.zscore(subject.fmri[frames])) if joint else z_all[torch.from_numpy(frames).to(device)]
         positions = torch.from_numpy(eeg_positions + shift / W).float()
-        return z.to(device), data.shift_windows(s, shift).to(device), positions.to(device)
+        return z.to(device), data.shift_windows(s, shift), positions.to(device)
 
     def diffusion_loss(net, z, n, eps, eeg, eeg_positions):
         """Eq. 3, one number a window [B]."""
@@ -205,11 +247,26 @@ def main():
         target = eps if a.predict == "eps" else schedule.velocity(z, n, eps)
         return ((out - target).square() * weight).mean((1, 2))
 
+    class Objective(nn.Module):
+        """All that is trained, and its loss: DistributedDataParallel averages over processes the gradients of one forward."""
+        def __init__(self):
+            super().__init__()
+            self.parts = nn.ModuleList([model, autoencoder] if joint else [model])
+        def forward(self, z, n, eps, eeg, eeg_positions):
+            reconstruction = 0.0
+            if joint:
+                reconstruction, z = autoencoder.reconstruction_loss(z)           # z [B,K,d], without gradient
+            return diffusion_loss(model, z, n, eps, eeg, eeg_positions).mean() + reconstruction
+
+    objective = Objective()
+    if world > 1:
+        objective = nn.parallel.DistributedDataParallel(objective, broadcast_buffers=False)
+
     @torch.no_grad()
     def validate():
         """Loss of the averaged weights on the validation run, on noise that is the same every time."""
-        losses = []
-        for i in range(0, len(validation), a.batch_size):
+        total = torch.zeros(2, dtype=torch.float64, device=device)  # sum, count
+        for i in range(rank * a.batch_size, len(validation), world * a.batch_size):
             z, eeg, eeg_positions = batch(validation[i: i + a.batch_size])
             reconstruction = 0.0
             if joint:
@@ -219,8 +276,9 @@ def main():
                 g = torch.Generator().manual_seed(level)
                 n = ((level + torch.rand(len(z), generator=g)) / 8 * schedule.steps).long().to(device)
                 eps = torch.randn(z.shape, generator=g).to(device)
-                losses.append(diffusion_loss(averaged, z, n, eps, eeg, eeg_positions) + reconstruction)
-        return torch.cat(losses).mean().item()
+                loss = diffusion_loss(averaged, z, n, eps, eeg, eeg_positions) + reconstruction  # [B]
+                total += torch.stack([loss.sum(), loss.new_tensor(len(loss))])
+        return float(torch.divide(*data.summed(total)))
 
     step, best = 0, {"val_loss": math.inf, "step": 0}
     if resumed:
@@ -230,17 +288,18 @@ def main():
         step, best = resumed["step"], resumed["best"]
         with open(log_path) as f:  # what was logged after last.pt was written will be logged again
             kept = [line for line in f if json.loads(line)["step"] <= step]
-        with open(log_path, "w") as f:
-            f.writelines(kept)
-        print(f"resuming at step {step}")
+        if rank == 0:
+            with open(log_path, "w") as f:
+                f.writelines(kept)
+        say(f"resuming at step {step}")
         resumed = None  # its copy of the weights is no longer needed
     else:
-        for old in filter(os.path.exists, (log_path, last_path)):  # or --resume could mix two runs
+        for old in filter(os.path.exists, (log_path, last_path) if rank == 0 else ()):  # or --resume could mix two runs
             os.remove(old)
 
     # ---- the loop. All that is random in a step follows from (seed, step): a resumed run is the same run.
     every = max(1, min(500, a.steps // 20))
-    bar = tqdm(total=a.steps, initial=step, unit="step")
+    bar = tqdm(total=a.steps, initial=step, unit="step", disable=rank > 0)
     losses, began = [], time.time()
     while step < a.steps:
         model.train()
@@ -248,39 +307,45 @@ def main():
         rng, K, shift = np.random.default_rng([a.seed, step]), a.frames, 0
         if a.vary:  # as many frames a step, in windows of any length; EEG cut anywhere between two frames
             K, shift = max(1, round(a.frames * 3 ** rng.uniform(-1, 1))), int(rng.integers(W))
-        windows = data.draw_windows(segments["train"], K, max(1, a.batch_size * a.frames // K), rng)
-        z, eeg, eeg_positions = batch(windows, shift)
-        n = torch.randint(schedule.steps, (len(z),)).to(device)                  # [B]
+        windows = data.draw_windows(segments["train"], K, max(world, a.batch_size * a.frames // K), rng)
+        n = torch.randint(schedule.steps, (len(windows),))                       # [B] all processes draw for all, then
+        eps = torch.randn(len(windows), windows[0][1], autoencoder.latent_dim)   # [B,K,d] each takes every world-th
+        n, eps = n[rank::world].to(device), eps[rank::world].to(device)
+        if rank > 0:
+            torch.manual_seed((a.seed * 1_000_003 + step) * world + rank)        # for a dropout of its own
+        z, eeg, eeg_positions = batch(windows[rank::world], shift)
         with torch.autocast("cuda", torch.bfloat16) if bf16 else contextlib.nullcontext():
-            reconstruction = 0.0
-            if joint:
-                reconstruction, z = autoencoder.reconstruction_loss(z)           # z [B,K,d], without gradient
-            eps = torch.randn(z.shape).to(device)                                # [B,K,d]
-            loss = diffusion_loss(model, z, n, eps, eeg, eeg_positions).mean() + reconstruction
+            loss = objective(z, n, eps, eeg, eeg_positions)
+            loss = loss * (len(z) * world / len(windows))                        # the mean of these is that over all windows
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(a, step)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
+        for statistic in autoencoder.buffers() if joint else ():
+            data.summed(statistic).div_(world)
         step += 1
         # Early averages follow the weights closely, or samples drawn soon after the start would be noise.
         decay = min(a.ema, (1 + step) / (10 + step))
         with torch.no_grad():
             for average, now in zip(averaged.state_dict().values(), model.state_dict().values()):
                 average.lerp_(now, 1 - decay) if average.is_floating_point() else average.copy_(now)
-        losses.append(loss.item())
+        losses.append(data.summed(loss.detach() / world).item())
         bar.update()
 
         if step % every == 0 or step == a.steps:
             val_loss = validate() if validation else None
             record = {"step": step, "loss": float(np.mean(losses)), "val_loss": val_loss,
                       "lr": learning_rate(a, step - 1), "seconds": round(time.time() - began, 2)}
+            losses, better = [], val_loss is None or val_loss < best["val_loss"]
+            if better:
+                best = {"val_loss": math.inf if val_loss is None else val_loss, "step": step}
+            if rank > 0:
+                continue
             with open(log_path, "a") as f:
                 f.write(json.dumps(record) + "\n")
-            losses = []
-            if val_loss is None or val_loss < best["val_loss"]:
-                best = {"val_loss": math.inf if val_loss is None else val_loss, "step": step}
+            if better:
                 save(best_path, {
                     "config": config, "model": averaged.state_dict(), "autoencoder": autoencoder.state_dict(),
                     "normaliser": {k: torch.from_numpy(getattr(normaliser, k))
@@ -293,7 +358,7 @@ def main():
                 "checksums": subject.meta["checksums"]})
             bar.set_postfix(loss=f"{record['loss']:.3f}", val=f"{val_loss:.3f}" if validation else "none")
     bar.close()
-    print(f"wrote {best_path}: " + (f"step {best['step']} of {a.steps}, validation loss {best['val_loss']:.4f}"
+    say(f"wrote {best_path}: " + (f"step {best['step']} of {a.steps}, validation loss {best['val_loss']:.4f}"
                                     if validation else f"step {a.steps}, without validation"))
 
 if __name__ == "__main__":
