@@ -14,8 +14,6 @@ A *prepared subject* is a folder that train.py and sample.py memory-map:
     between.npy        only there: BOLD half a TR after each frame, without the scanner's noise [T,V]
 """
 import argparse
-import atexit
-import contextlib
 import glob
 import hashlib
 import json
@@ -27,11 +25,7 @@ import sys
 
 import nibabel as nib
 import numpy as np
-import torch
-import torch.distributed as dist
 from tqdm import tqdm
-
-RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # this process, of torchrun's
 
 # ---- 1. A synthetic subject, whose truth is known --------------------------------------
 
@@ -107,45 +101,6 @@ def synthetic(folder, seed=0, runs=10, frames=900, channels=16, fs=100, side=32,
 
 def fail(message):
     sys.exit(f"error: {message}")
-
-def pick_device(name):
-    """The device by name, or the best there is. Processes of torchrun get a GPU each, and meet here."""
-    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    device = torch.device(name or best)
-    if WORLD > 1 and device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
-    if WORLD > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        atexit.register(dist.destroy_process_group)
-    return device
-
-def summed(x):
-    """x, summed in place over torchrun's processes."""
-    if WORLD > 1:
-        dist.all_reduce(x)
-    return x
-
-@contextlib.contextmanager
-def memory_advice(device, a, *flags):
-    """If memory runs out, say which of a's flags to lower, and to what. Linux kills without a word who takes more than there
-    is: on the CPU a process is therefore limited to what is free now, so that it is refused more, which is an error."""
-    limits = None
-    if device.type == "cpu" and os.path.exists("/proc/meminfo"):
-        import resource
-        free = 1024 * int(re.search(r"MemAvailable:\s*(\d+)", open("/proc/meminfo").read())[1])
-        limits = resource.getrlimit(resource.RLIMIT_DATA)  # -1: none
-        resource.setrlimit(resource.RLIMIT_DATA, (min(limits[0] % 2**63, free), limits[1]))
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        if not isinstance(error, MemoryError) and not re.search("allocate memory|out of memory|not enough memory", str(error)):
-            raise
-        advice = [f"--{flag.replace('_', '-')} from {n} to {n // 2}" for flag in flags if (n := getattr(a, flag)) > 1]
-        fail(f"out of memory on {device}. Lower {', then '.join(advice)} ({str(error).splitlines()[0][:150]})")
-    finally:
-        if limits:
-            resource.setrlimit(resource.RLIMIT_DATA, limits)
 
 def load_npy(path, *ndims):
     try:
@@ -379,11 +334,9 @@ class Subject:
 
     def segments(self, split, validation=True):
         """Stretches [start, stop) of consecutive frames of one run in `split`: train, val or test.
-
         Splits are by whole runs, because windows of one run share its slow fluctuations. The last fifth
         of the runs (rounded down, at least one) is the test set; of three or more training runs the last is
-        for validation, unless validation=False gives it back. A split that came with the data is kept.
-        """
+        for validation, unless validation=False gives it back. A split that came with the data is kept."""
         label = np.full(len(self.fmri), "none" if "split" in self.meta else "train", "U5")
         for name, frames in self.meta.get("split", {}).items():
             label[frames] = name
@@ -416,7 +369,7 @@ class Normaliser:
         count, V = sum(b - a for a, b in segments), subject.fmri.shape[1]
         total, square, scale = np.zeros(V), np.zeros(V), np.zeros(subject.eeg.shape[1])
         shift = subject.fmri[blocks[0].start].astype(np.float64)  # sums of x - shift keep their digits
-        for s in tqdm(blocks, desc="statistics", unit="block", disable=len(blocks) < 50 or RANK > 0):
+        for s in tqdm(blocks, desc="statistics", unit="block", disable=len(blocks) < 50):
             x = subject.fmri[s].astype(np.float64) - shift
             total += x.sum(0)
             square += (x**2).sum(0)
@@ -451,7 +404,6 @@ def draw_windows(segments, K, count, rng):
 
 def window_indices(windows, context):
     """Indices of frames [B,K] and EEG windows [B,K+2c+1], and times of the EEG [B,K+2c] after the first frame.
-
     A frame's BOLD reflects the EEG of ten seconds and more, so the EEG of c = `context` further frames on
     each side is shown too. Past a segment's border its last window is repeated, at its true position.
     The one too many is for `shift_windows`.

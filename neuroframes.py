@@ -30,7 +30,6 @@ class EEGEncoder(nn.Module):
             nn.Sequential(nn.Conv1d(a, b, 7, stride=2, padding=3, bias=False), nn.BatchNorm1d(b), nn.GELU())
             for a, b in zip(widths[:-1], widths[1:])])
         self.mlp = nn.Sequential(nn.Linear(widths[-1], dim), nn.GELU(), nn.Linear(dim, dim))
-
     def forward(self, eeg):
         B, K, C, W = eeg.shape
         u = self.blocks(eeg.reshape(B * K, C, W))     # [BK,c,W/2^L]
@@ -55,7 +54,6 @@ class BandPowerEncoder(nn.Module):
         bump = -0.5 * ((f - centre) / (self.bins / bands)) ** 2                                 # [j,f]
         self.band_logits = nn.Parameter(bump.repeat(filters, 1, 1))                             # [s,j,f]
         self.norm, self.dropout, self.out = nn.BatchNorm1d(2 * filters * bands), nn.Dropout(dropout), nn.Linear(2 * filters * bands, dim)
-
     def forward(self, eeg):
         B, K, C, W = eeg.shape
         with torch.autocast(eeg.device.type, enabled=False):  # the log of a tiny power needs float32
@@ -90,12 +88,10 @@ class LinearAutoencoder(nn.Module):
         self.register_buffer("mean", torch.zeros(vertices))
         self.register_buffer("latent_mean", torch.zeros(latent_dim))
         self.register_buffer("latent_scale", torch.ones(latent_dim))
-
     def encode(self, x):  # x [...,V] in z-scores -> z [...,d]
         return (F.linear(x - self.mean, self.E) - self.latent_mean) / self.latent_scale
     def decode(self, z):  # z [...,d] -> x [...,V] in z-scores
         return F.linear(z * self.latent_scale + self.latent_mean, self.D if self.joint else self.E.T) + self.mean
-
     @torch.no_grad()
     def fit(self, frames, block=4096):
         """Closed-form optimum for frames [T,V], anything that slices like an array; returns the share of variance kept.
@@ -124,7 +120,6 @@ class LinearAutoencoder(nn.Module):
         self.E = nn.Parameter(E, requires_grad=False)
         self.latent_mean, self.latent_scale = torch.zeros(d).to(E), (scale / math.sqrt(T)).float().to(E)
         return float(power[-d:].sum() / gram.trace())
-
     def reconstruction_loss(self, x, momentum=0.01):
         """Joint mode: the loss of E and D on x [B,K,V], and z [B,K,d] for the DiT: at unit variance, and detached,
         for if the diffusion loss reached E, z would shrink, D undo it, and the noise be trivial to predict."""
@@ -142,7 +137,6 @@ class NoiseSchedule:
         self.steps = steps
         self.beta = torch.linspace(beta_start, beta_end, steps, dtype=torch.float64)
         self.alpha_bar = torch.cumprod(1 - self.beta, 0)
-
     def signal_noise(self, n, like):
         """sqrt(alpha_bar_n) and sqrt(1 - alpha_bar_n) for n [B], shaped to multiply `like` [B,...]."""
         pick = lambda c: c.to(like.dtype).to(like.device)[n].view(-1, *(1,) * (like.ndim - 1))  # noqa: E731
@@ -172,7 +166,6 @@ class GaussianPrior(nn.Module):
         self.register_buffer("autocovariance", torch.zeros(lags, latent_dim))  # [lags,d]
         self.register_buffer("white", torch.zeros(latent_dim))                 # [d]
         self.spectra = {}
-
     @torch.no_grad()
     def fit(self, segments):
         """c[l] = mean z_t z_{t+l} over segments [t,d], divided by all frames and not by the pairs at lag l: only then is no
@@ -182,7 +175,6 @@ class GaussianPrior(nn.Module):
             self.autocovariance[lag] = sum((z[lag:] * z[: len(z[lag:])]).sum(0) for z in segments) / total
         self.white.copy_(torch.linalg.eigvalsh(self.covariance(t, t))[:, 0].clamp(min=0))
         self.spectra = {}
-
     def covariance(self, a, b):
         """C [d,len(a),len(b)], float64, between times in frames. Between whole lags what is not white is interpolated
         linearly, which multiplies its power spectrum by sinc^2: what is positive stays so. Beyond the last lag it is 0."""
@@ -191,7 +183,6 @@ class GaussianPrior(nn.Module):
         lag = (a.cpu().double()[:, None] - b.cpu().double()).abs().clamp(max=len(c) - 2)  # [Ka,Kb]
         smooth = torch.lerp(c[lag.long()], c[lag.long() + 1], lag.frac()[..., None])      # [Ka,Kb,d]
         return (smooth + white * (lag == 0)[..., None]).permute(2, 0, 1)
-
     def spectrum(self, positions):
         """C = U diag(power) U^T, in which inverses at any n are divisions: power [d,K], U [d,K,K], float64."""
         key = tuple(positions.tolist())
@@ -209,7 +200,6 @@ class GaussianPrior(nn.Module):
         signal, noise = schedule.signal_noise(n, z_n)  # [B,1,1]
         return self.filter(z_n, positions, lambda power: (
             noise if predict == "eps" else signal * noise * (1 - power)) / (signal**2 * power + noise**2))
-
     def interleave(self, out, abar):
         """The network's eps or v for u sets of frames, [B,u,K,d] -> [B,Ku,d], all their points. A mean m of z adds
         -sqrt(abar (1 - abar)) (abar C + (1 - abar) I)^-1 m to eps. Smooth components of C have u times the power over
@@ -233,7 +223,6 @@ class Attention(nn.Module):
         self.q, self.kv, self.out = nn.Linear(width, width), nn.Linear(width, 2 * width), nn.Linear(width, width)
     def keys_values(self, tokens):
         return self.kv(tokens).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)  # [2,B,heads,L,w/heads]
-
     def forward(self, x, kv, bias=None):
         q = self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)                     # [B,heads,M,w/heads]
         u = F.scaled_dot_product_attention(q, *kv, None if bias is None else bias.to(q))  # as q, under autocast too
@@ -255,7 +244,6 @@ class Block(nn.Module):
         self.modulation = nn.Linear(width, 9 * width)
         for p in self.modulation.parameters():
             nn.init.zeros_(p)
-
     def forward(self, x, modulation, kv, bias):
         # x [B,M,w] tokens of noisy frames; modulation [B,1,9w]: see DiT.modulations; kv, bias: the EEG, see DiT.condition
         s1, b1, g1, s2, b2, g2, s3, b3, g3 = modulation.chunk(9, -1)                           # [B,1,w] each
@@ -288,10 +276,8 @@ class DiT(nn.Module):
         self.head = nn.Linear(width, piece)
         for p in (*self.modulation.parameters(), *self.head.parameters()):  # a fresh network answers 0
             nn.init.zeros_(p)
-
     def time(self, positions, like):
         return sinusoid(positions.expand(len(like), -1), self.width).to(like.dtype)            # [B,K,w]
-
     def condition(self, h, positions, eeg_positions):
         """The EEG's keys, values and bias for each block. Not of z_n or n: the sampler computes them once."""
         lag = eeg_positions.expand(len(h), -1)[:, None] - positions[..., None].float()         # [B,K,L]
@@ -299,18 +285,16 @@ class DiT(nn.Module):
         h = self.embed_h(h) + self.time(eeg_positions, h)                                      # [B,L,w]
         return [(b.cross_attention.keys_values(h), -0.5 * ((lag - b.delay) * torch.exp(-b.log_spread)) ** 2)
                 for b in self.blocks]                             # [2,B,heads,L,w/heads], [B,heads,KP,L]
-
-    def modulations(self, n, like):
+    def modulations(self, n):
         """The diffusion step's scales, shifts and gates, a tensor for each block and the head. Not of z_n or the EEG."""
-        c = F.silu(self.embed_n(sinusoid(n, self.width).to(like.dtype)))                       # [B,w]
+        c = F.silu(self.embed_n(sinusoid(n, self.width).to(self.place)))                       # [B,w]
         return [layer.modulation(c)[:, None] for layer in (*self.blocks, self)]                # [B,1,9w] each, [B,1,2w]
-
     def forward(self, z_n, n, h, positions=None, eeg_positions=None, condition=None, modulations=None):
         """z_n [B,K,d], n [B] or [1] from 0, h [B,L,d_e] -> [B,K,d]. positions [K] or [B,K] and eeg_positions [L] or
         [B,L] are times in frames, by default 0, 1, 2... With L > K there is EEG from before and after the frames."""
         positions = torch.arange(z_n.shape[1], device=z_n.device) if positions is None else positions
         condition = condition or self.condition(h, positions, positions if eeg_positions is None else eeg_positions)
-        *modulations, last = modulations or self.modulations(n, z_n)
+        *modulations, last = modulations or self.modulations(n)
         u = self.embed_z(z_n.unflatten(-1, (self.P, -1))) + self.place                         # [B,K,P,w]
         u = (u + self.time(positions, z_n)[:, :, None]).flatten(1, 2)                          # [B,KP,w]
         for block, modulation, (kv, bias) in zip(self.blocks, modulations, condition):
@@ -329,7 +313,6 @@ class NeuroFrames(nn.Module):
         self.encoder = encoder(channels, samples, eeg_dim, **(encoder_settings or {}))
         self.dit = DiT(latent_dim, eeg_dim, width, depth, heads, tokens_per_frame)
         self.prior = GaussianPrior(latent_dim) if prior else None
-
     def forward(self, z_n, n, h, eeg_positions=None, condition=None, u=1, modulations=None):
         """z_n [B,Ku,d], n [B], EEG tokens h [Bu,L,d_e] at eeg_positions [Bu,L] -> eps or v, [B,Ku,d]. With u points a
         frame the network is asked about u sets of points one frame apart, as it was trained, each with EEG cut at its
@@ -341,19 +324,15 @@ class NeuroFrames(nn.Module):
         if self.prior is not None:
             out = out + self.prior(z_n, n, self.schedule, self.predict, torch.arange(z_n.shape[1]) / u)
         return out
-
     def eps_model(self, h, eeg_positions, K, modulations):
         """(z_n [SB,Ku,d], n) -> eps for `sample`: S samples of B windows with EEG h [B,u,L,d_e]; one n for all. What does not
-        depend on z_n is computed once: the EEG's keys and values here, modulations a step, kept in the dict for other windows."""
+        depend on z_n is computed once: here the EEG's keys and values, and DiT.modulations by the caller, a function of n."""
         B, u = h.shape[:2]
         h, eeg_positions = h.flatten(0, 1), eeg_positions.repeat_interleave(u, 0)              # [Bu,L,d_e], [Bu,L]
         once = self.dit.condition(h, torch.arange(K, device=h.device), eeg_positions)
         def eps(z_n, n):
-            step = int(n[0])
-            if step not in modulations:
-                modulations[step] = self.dit.modulations(n[:1], z_n)
             condition = [(kv.repeat(1, len(z_n) // B, 1, 1, 1), bias.repeat(len(z_n) // B, 1, 1, 1)) for kv, bias in once]
-            out = self(z_n, n[:1], h, eeg_positions, condition, u, modulations[step])
+            out = self(z_n, n[:1], h, eeg_positions, condition, u, modulations(int(n[0])))
             return out if self.predict == "eps" else self.schedule.eps_from_velocity(z_n, n[:1], out)
         return eps
 
@@ -387,14 +366,12 @@ class Observation:
             self.systems.append((A, R, fit))
             error = (self.latents(frames, -1) - autoencoder.encode(frames)) @ A.T.to(zero)    # [n,r]
             self.systems[-1] = (A, (error.T @ error).cpu().double() / len(error), fit)
-
     def latents(self, x, kind):
         """A^T y [n,d] of frames x [n,V] of one kind."""
         if self.systems[kind][2] is None:
             return self.autoencoder.encode(x)
         row, zero, fit = self.systems[kind][2]
         return (x[:, row] - zero) @ fit.T
-
     def projection(self, kinds, prior=None, points=None):
         """The function (z0 [B,K,d], A^T y [B,K,d], abar) -> z0 that agrees with what was seen of K frames:
         z0 + G (y - A z0), with the gain G = W A^T (A W A^T + R)^-1 and W = Cov[z | z^(n)], by the prior at times points

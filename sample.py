@@ -9,7 +9,7 @@ Writes OUT/direct/ or OUT/interrecon/: recon.npy [T_test,V] and truth.npy in z-s
 stands beside its controls, and what was observed is never scored.
 """
 import argparse
-import contextlib
+import functools
 import glob
 import json
 import math
@@ -21,6 +21,7 @@ import torch
 from tqdm import tqdm
 
 import data
+import tools
 from neuroframes import GaussianPrior, LinearAutoencoder, NeuroFrames, Observation, range_null_projection, sample
 
 METRICS, LATENTS_AT_ONCE = ("mse", "r", "cos"), 2**25  # numbers: 134 MB, of which sampling holds a dozen copies
@@ -176,28 +177,6 @@ def report(metrics, summary, scores):
               f"interpolation ({mse['linear']:.3f}), {beaten['gaussian']} the Gaussian conditional ({mse['gaussian']:.3f}). "
               f"Residual {metrics['residual_before']:.3f} (rms) before the last projection, {metrics['anchor_residual']:g} after.")
 
-def carpet(path, truth, recon, title):
-    """Vertices by time, the way fMRI people look at a run: truth, reconstruction, error."""
-    try:
-        import matplotlib
-    except ImportError:
-        data.fail("--plot needs matplotlib: pip install matplotlib")
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    rows = np.linspace(0, truth.shape[1] - 1, min(truth.shape[1], 400)).astype(int)
-    x, y = truth[:150, rows], recon[:150, rows]
-    # Rows sorted by the leading spatial component, so that what moves together lies together.
-    order = np.argsort(np.linalg.svd(x - x.mean(0), full_matrices=False)[2][0])
-    figure, axes = plt.subplots(3, 1, figsize=(9, 7), sharex=True, layout="constrained")
-    for axis, picture, name in zip(axes, (x, y, y - x), ("truth", "reconstruction", "error")):
-        shown = axis.imshow(picture[:, order].T, aspect="auto", cmap="RdBu_r", vmin=-2.5, vmax=2.5, interpolation="none")
-        axis.set(ylabel=name, yticks=[])
-    axes[0].set(title=title)
-    axes[-1].set(xlabel="test frame")
-    figure.colorbar(shown, ax=axes, label="z-score", shrink=0.5)
-    figure.savefig(path, dpi=90)
-    plt.close(figure)
-
 # ---- Whole runs from windows -----------------------------------------------------------
 def encode_eeg(model, subject, normaliser, segments, upsample, device, block=64):
     """EEG tokens [T,upsample,d_e] of the segments' frames, those of one frame cut TR / upsample apart."""
@@ -209,17 +188,6 @@ def encode_eeg(model, subject, normaliser, segments, upsample, device, block=64)
             cut = [data.shift_windows(eeg, round(j * W / upsample)) for j in range(upsample)]
             tokens.append(torch.stack([model.encoder(e)[0, 2:-2] for e in cut], 1))
     return torch.cat(tokens)
-
-@contextlib.contextmanager
-def fast_products():
-    """The network's float32 matrix products in TF32 on a GPU, and by oneDNN on a CPU, which rounds to bfloat16 only where the
-    CPU has units for that. The network can take it, having been trained in bfloat16 on a GPU; projections and decoding cannot."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 class Windows:
     """A stretch of T frames, u points each, denoised as a whole by a model that sees K frames at a time: at every step each
@@ -242,14 +210,15 @@ class Windows:
         e = (self.start[:, None] + torch.arange(-context, self.K + context)).clamp(0, self.T - 1)   # [n,L]
         times = (e - self.start[:, None]).float().repeat(len(h), 1).to(h.device)                    # [Bn,L]
         tokens = h[:, e.to(h.device)].transpose(2, 3).flatten(0, 1)                                 # [Bn,u,L,d_e]
-        once, batch_size = {}, min(batch_size, math.ceil(len(tokens) / data.WORLD))  # torchrun's processes share the windows
-        models = [model.eps_model(*c, self.K, once) if i % data.WORLD == data.RANK else None
+        modulations = functools.cache(lambda n: model.dit.modulations(torch.tensor([n], device=h.device)))
+        batch_size = min(batch_size, math.ceil(len(tokens) / tools.WORLD))  # torchrun's processes share the windows
+        models = [model.eps_model(*c, self.K, modulations) if i % tools.WORLD == tools.RANK else None
                   for i, c in enumerate(zip(tokens.split(batch_size), times.split(batch_size)))]
         def eps(z_n, n):
             parts = z_n[:, self.index].unflatten(0, (samples, -1)).flatten(1, 2).split(batch_size, 1)  # [S,<=Bn,Ku,d]
-            with fast_products():
+            with tools.fast_products():
                 out = [f(part.flatten(0, 1), n).unflatten(0, (samples, -1)) if f else 0 * part for f, part in zip(models, parts)]
-            return data.summed(self.blend(torch.cat(out, 1).unflatten(1, (len(h), -1)).flatten(0, 1)))  # [SB,Tu,d]
+            return tools.summed(self.blend(torch.cat(out, 1).unflatten(1, (len(h), -1)).flatten(0, 1)))  # [SB,Tu,d]
         return eps
 
     def projection(self, observation, prior, kinds, y):
@@ -270,27 +239,16 @@ class Windows:
             return self.blend(parts)                                                                # [SB,Tu,d]
         return project
 
-def groups(stretches, most):
-    """Stretches [low, high) in order, in lists of at most `most` frames or of one stretch."""
-    found, count = [], math.inf
-    for low, high in stretches:
-        if count + high - low > most:
-            found.append([])
-            count = 0
-        found[-1].append((low, high))
-        count += high - low
-    return found
-
 # ---- The run ---------------------------------------------------------------------------
 def main(argv=None, also=lambda method, k, x_hat: None):  # also: gets every method's test frames x_hat [k,V] at places k
     a = parse(argv)
-    device = data.pick_device(a.device)
-    with data.memory_advice(device, a, "batch_size", "samples"):
+    device = tools.pick_device(a.device)
+    with tools.memory_advice(device, a, "batch_size", "samples"):
         reconstruct(a, device, also)
 
 @torch.no_grad()
 def reconstruct(a, device, also):
-    began, leader = time.time(), data.RANK == 0  # of torchrun's processes all draw, and the first scores and writes
+    began, leader = time.time(), tools.RANK == 0  # of torchrun's processes all draw, and the first scores and writes
     ckpt, model, autoencoder, normaliser = load(a.ckpt, device)
     subject = data.Subject(a.data or ckpt["subject"])
     if subject.meta["checksums"] != ckpt["checksums"]:
@@ -321,8 +279,9 @@ def reconstruct(a, device, also):
     prior, generator = gaussian if a.projection == "weighted" else None, torch.Generator().manual_seed(a.seed)
     def draw(name, stretches, y, kinds, h):
         """z [S,k,u,d] of a few stretches of frames, from EEG tokens h [T,u,d_e]; without EEG the Gaussian conditional mean."""
-        S, lengths, begin, end = 1 if h is None else a.samples, sorted({high - low for low, high in stretches}), stretches[0][0], stretches[-1][1]
-        z, bar = torch.zeros(S, end - begin, u, d), tqdm(total=len(lengths) * a.steps, desc=name, unit="step", disable=h is None or not leader)
+        S, lengths, begin = 1 if h is None else a.samples, sorted({high - low for low, high in stretches}), stretches[0][0]
+        bar = tqdm(total=len(lengths) * a.steps, desc=name, unit="step", disable=h is None or not leader)
+        z = torch.zeros(S, stretches[-1][1] - begin, u, d)
         for T in lengths:  # stretches of one length go together: all are observed alike from their first frame on
             k = torch.tensor([low for low, high in stretches if high - low == T])[:, None] + torch.arange(T)  # [B,T]
             w, shape = Windows(T, window, overlap, u), (S * len(k), T * u, d)
@@ -359,7 +318,8 @@ def reconstruct(a, device, also):
         cycle, donor = np.random.default_rng(a.seed).permutation(len(blocks)), np.empty(len(blocks), int)
         donor[cycle] = np.roll(cycle, 1)
         other = h[np.concatenate([np.resize(blocks[j], len(k)) for j, k in zip(donor, blocks)])]
-        for group in groups(stretches, LATENTS_AT_ONCE // (S * u * d)):
+        count = max(1, LATENTS_AT_ONCE // (S * u * d * max(high - low for low, high in stretches)))
+        for group in (stretches[i: i + count] for i in range(0, len(stretches), count)):
             z, begin = {"neuroframes": draw(f"{split} runs", group, y, kinds if held else hidden, h)}, group[0][0]
             if split == "test":
                 z["shuffled_eeg"] = draw("shuffled EEG", group, y, kinds if held else hidden, other)
@@ -431,7 +391,7 @@ def reconstruct(a, device, also):
     with open(os.path.join(out, "metrics.json"), "w") as f:
         json.dump(metrics, f, indent=1)
     if a.plot:
-        carpet(os.path.join(out, "plot.png"), *(np.load(arrays[name], mmap_mode="r")[::points[name]] for name in ("truth", "recon")), f"{metrics['mode']}, {S} samples")
+        tools.carpet(os.path.join(out, "plot.png"), *(np.load(arrays[name], mmap_mode="r")[::points[name]] for name in ("truth", "recon")), f"{metrics['mode']}, {S} samples")
     report(metrics, summary, scores)
     print(f"wrote {out} in {metrics['seconds']} s")
 

@@ -13,6 +13,7 @@ import torch
 
 import data
 import sample as sampling
+import tools
 import train
 from neuroframes import (BandPowerEncoder, DiT, GaussianPrior, LinearAutoencoder, NeuroFrames, NoiseSchedule,
                          Observation, range_null_projection, sample)
@@ -438,21 +439,20 @@ def same(a, b):
 def test_resume_is_bit_exact(tiny, tmp_path, monkeypatch, flags):
     flags = ["--data", tiny, "--steps", 8, *SMALL, *flags]
     command(monkeypatch, train, *flags, "--out", tmp_path / "whole")
-    save, saved = train.save, []
+    save, saved = tools.save, []
     def save_and_die(path, state):
         save(path, state)
         saved.append(path)
         if sum(p.endswith("last.pt") for p in saved) == 3:
             raise KeyboardInterrupt
-    monkeypatch.setattr(train, "save", save_and_die)
+    monkeypatch.setattr(tools, "save", save_and_die)
     with pytest.raises(KeyboardInterrupt):
         command(monkeypatch, train, *flags, "--out", tmp_path / "parts")
-    monkeypatch.setattr(train, "save", save)
+    monkeypatch.setattr(tools, "save", save)
     assert torch.load(tmp_path / "parts/last.pt", weights_only=True)["step"] == 3
     command(monkeypatch, train, "--out", tmp_path / "parts", "--resume")
     for name in ("last.pt", "ckpt.pt"):
-        whole, parts = (torch.load(tmp_path / run / name, weights_only=True) for run in ("whole", "parts"))
-        assert same(whole, parts), name
+        assert same(*(torch.load(tmp_path / run / name, weights_only=True) for run in ("whole", "parts"))), name
     logs = [[{**json.loads(line), "seconds": 0} for line in open(tmp_path / run / "log.jsonl")] for run in ("whole", "parts")]
     assert logs[0] == logs[1] and len(logs[0]) == 8 and logs[0][-1]["val_loss"] is not None
 

@@ -9,7 +9,6 @@ Writes to OUT: ckpt.pt, the averaged weights with the lowest validation loss and
 needs beside them; last.pt, the whole state of training; log.jsonl, one object a line.
 """
 import argparse
-import contextlib
 import json
 import math
 import os
@@ -17,11 +16,10 @@ import time
 
 import numpy as np
 import torch
-import torch.distributed as dist
-from torch import nn
 from tqdm import tqdm
 
 import data
+import tools
 from neuroframes import LinearAutoencoder, NeuroFrames
 
 # paper: sizes and optimiser of Section 4.1 (averaged weights, clipping and weight decay are ours). tiny: for
@@ -33,8 +31,6 @@ PRESETS = {
     "tiny": dict(frames=10, latent_dim=64, autoencoder="pca", eeg_encoder="bandpower", eeg_dim=128, predict="v",
                  prior="gaussian", loss="latent", context=6, depth=2, heads=8, width=128, epochs=60, batch_size=32,
                  lr=1e-3, warmup=100, ema=0.998, vary=True, eeg_filters=32, eeg_bands=16)}
-
-EEG_ON_CPU = 2**30  # bytes of EEG that are kept in memory where there is no GPU
 
 def parse(argv=None):
     p = argparse.ArgumentParser(description="Train on one subject.",
@@ -86,21 +82,11 @@ def parse(argv=None):
         a.prior, a.loss = "none", "latent"
     return a
 
-def save(path, state):
-    """Write beside, flush, rename: a kill at any moment leaves the old file or the new one, whole."""
-    with open(path + ".tmp", "wb") as f:
-        torch.save(state, f)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(path + ".tmp", path)
-
 class Columns:
     """Frames of a subject as one z-scored [T,V] array that reads from disk the columns it is sliced for."""
-
     def __init__(self, subject, normaliser, index):
         self.subject, self.normaliser, self.index = subject, normaliser, index
         self.shape = (len(index), subject.fmri.shape[1])
-
     def __getitem__(self, key):
         columns, n = key[1], self.normaliser
         x = np.asarray(self.subject.fmri[self.index, columns], np.float32)
@@ -111,24 +97,7 @@ def encode_all(autoencoder, subject, normaliser, device, block=128):
     """Latents [T,d] of every frame: with them cached, V never appears in the loop."""
     spans = [slice(i, i + block) for i in range(0, len(subject.fmri), block)]
     return torch.cat([autoencoder.encode(torch.from_numpy(normaliser.zscore(subject.fmri[s])).to(device))
-                      for s in tqdm(spans, desc="encoding", unit="block", disable=len(spans) < 50 or data.RANK > 0)])
-
-class SyncBatchNorm(nn.BatchNorm1d):
-    """Batch statistics over all processes' windows, so that many take the same steps as one (nn.SyncBatchNorm: GPUs only)."""
-    def forward(self, x):  # [M,c] or [M,c,W]; M may differ from process to process
-        if not self.training:
-            return super().forward(x)
-        from torch.distributed.nn.functional import all_reduce  # through which gradients flow
-        axes, shape = [i for i in range(x.ndim) if i != 1], (1, -1) + (1,) * (x.ndim - 2)
-        count = all_reduce(x.new_tensor(x.numel() / x.shape[1]))                       # scalar
-        mean = all_reduce(x.float().sum(axes)) / count                                 # [c]
-        x = x - mean.view(shape)
-        var = all_reduce(x.float().square().sum(axes)) / count                         # [c]
-        with torch.no_grad():
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(var * count / (count - 1), self.momentum)
-            self.num_batches_tracked += 1
-        return x * (self.weight * (var + self.eps).rsqrt()).view(shape) + self.bias.view(shape)
+                      for s in tqdm(spans, desc="encoding", unit="block", disable=len(spans) < 50)])
 
 def learning_rate(a, step):
     cosine = 0.5 * (1 + math.cos(math.pi * step / a.steps))
@@ -136,21 +105,19 @@ def learning_rate(a, step):
 
 def main(argv=None):
     a = parse(argv)
-    device = data.pick_device(a.device)
-    with data.memory_advice(device, a, "batch_size", "width", "latent_dim"):
+    device = tools.pick_device(a.device)
+    with tools.memory_advice(device, a, "batch_size", "width", "latent_dim"):
         train(a, device)
 
 def train(a, device):
     last_path, best_path, log_path = (os.path.join(a.out, name) for name in ("last.pt", "ckpt.pt", "log.jsonl"))
-    rank, world = data.RANK, data.WORLD  # of torchrun's processes: all compute, the first prints and writes
-    say = print if rank == 0 else lambda *_: None
-    resumed = None
-    if a.resume:
-        if not os.path.exists(last_path):
-            data.fail(f"{last_path}: nothing to resume; leave --resume out, or name the folder with --out")
-        resumed = torch.load(last_path, map_location="cpu", weights_only=True)
+    rank, world = tools.RANK, tools.WORLD  # of torchrun's processes: all compute, the first prints and writes
+    if a.resume and not os.path.exists(last_path):
+        data.fail(f"{last_path}: nothing to resume; leave --resume out, or name the folder with --out")
+    resumed = torch.load(last_path, map_location="cpu", weights_only=True) if a.resume else None
+    if resumed:
         vars(a).update({k: v for k, v in resumed["settings"].items() if k not in ("out", "device", "resume")})
-        say(f"all settings but --out and --device are those of {last_path}")
+        tools.say(f"all settings but --out and --device are those of {last_path}")
     os.makedirs(a.out, exist_ok=True)
     torch.manual_seed(a.seed)
 
@@ -158,8 +125,7 @@ def train(a, device):
     folder = a.data or os.path.join(a.out, "synthetic")
     if not a.data and not os.path.exists(folder) and rank == 0:
         data.synthetic(folder)
-    if world > 1:
-        dist.barrier()
+    tools.barrier()
     subject = data.Subject(folder)
     if resumed and resumed["checksums"] != subject.meta["checksums"]:
         data.fail(f"{folder}: is not the data that {last_path} was trained on; start anew without --resume")
@@ -168,13 +134,13 @@ def train(a, device):
     if a.frames > max((hi - lo for lo, hi in segments["train"]), default=0):
         data.fail(f"--frames {a.frames}: no training stretch of {folder} is that long; lower it")
     if not subject.segments("test"):
-        say(f"note: {folder} has no test frames (a single run?): there will be nothing to score")
+        tools.say(f"note: {folder} has no test frames (a single run?): there will be nothing to score")
     validation = [w for w in data.tile(segments["val"], a.frames) if w[1] == a.frames]
     index = np.concatenate([np.arange(lo, hi) for lo, hi in segments["train"]])  # training frames
     a.steps = a.steps or max(1, a.epochs * len(index) // (a.frames * a.batch_size))
 
     # ---- linear autoencoder: in closed form, then every frame's latent is computed once
-    joint, z_all = a.autoencoder == "joint", None
+    joint = a.autoencoder == "joint"
     V, (_, C, W) = subject.fmri.shape[1], subject.eeg.shape
     if resumed:
         autoencoder = LinearAutoencoder(V, len(resumed["autoencoder"]["E"]), joint).to(device)
@@ -184,10 +150,9 @@ def train(a, device):
         if not joint:
             fitted = index[:: math.ceil(len(index) / 8192)]  # 8,192 frames determine 1,024 directions well
             kept = autoencoder.fit(Columns(subject, normaliser, fitted))
-            say(f"autoencoder: {autoencoder.latent_dim} latents (of {a.latent_dim} asked for) keep {kept:.1%} of "
-                  f"the variance of {len(fitted):,} training frames")
-    if not joint:
-        z_all = encode_all(autoencoder, subject, normaliser, device)  # [T,d]
+            tools.say(f"autoencoder: {autoencoder.latent_dim} latents (of {a.latent_dim} asked for) keep {kept:.1%} of "
+                        f"the variance of {len(fitted):,} training frames")
+    z_all = None if joint else encode_all(autoencoder, subject, normaliser, device)  # [T,d]
 
     # ---- model, averaged copy, optimiser
     config = dict(channels=C, samples=W, latent_dim=autoencoder.latent_dim, eeg_encoder=a.eeg_encoder,
@@ -197,38 +162,24 @@ def train(a, device):
         config["encoder_settings"] = dict(cycles=round(75 * subject.tr), filters=a.eeg_filters, bands=a.eeg_bands, dropout=a.eeg_dropout)
     model, averaged = NeuroFrames(**config).to(device), NeuroFrames(**config).to(device)
     schedule = model.schedule
-    for layer in model.modules():
-        if world > 1 and isinstance(layer, nn.BatchNorm1d):
-            layer.__class__ = SyncBatchNorm
     if model.prior:
         model.prior.fit([z_all[lo:hi].to(device) for lo, hi in segments["train"]])
-    averaged.load_state_dict(model.state_dict())
-    averaged.eval()
+    averaged.eval().load_state_dict(model.state_dict())
     # D has orthonormal columns, so an error in latent_scale z is the same error in the vertices.
     weight = autoencoder.latent_scale**2 if a.loss == "vertex" else torch.ones_like(autoencoder.latent_scale)
     weight = weight / weight.mean()  # [d]
     trained = [p for p in [*model.parameters(), *autoencoder.parameters()] if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=a.lr, betas=(0.9, 0.999), weight_decay=a.weight_decay,
-                                  fused=device.type in ("cpu", "cuda"))
+    optimizer = torch.optim.AdamW(trained, lr=a.lr, weight_decay=a.weight_decay, fused=device.type in ("cpu", "cuda"))
     if a.compile:
-        try:
-            torch.compile(torch.sin)(torch.ones(2, device=device))  # is there a compiler that works?
-            model.dit.compile()
-        except Exception as error:
-            say(f"note: nothing compiles here ({type(error).__name__}); going on without --compile")
-    bf16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)  # older ones emulate it
-    say(f"{sum(p.numel() for p in trained):,} weights on {device} in {'bfloat16' if bf16 else 'float32'}; "
-          f"{a.steps:,} steps of {a.batch_size} windows of {a.frames} frames; {len(index):,} training frames")
-
+        tools.compiled(model.dit, device)
+    bf16 = tools.has_bfloat16(device)
+    tools.say(f"{sum(p.numel() for p in trained):,} weights on {device} in {'bfloat16' if bf16 else 'float32'}; "
+                f"{a.steps:,} steps of {a.batch_size} windows of {a.frames} frames; {len(index):,} training frames")
     if a.preset == "paper" and len(index) < 10_000:
-        say("note: these are few frames for the paper's settings; compare with --preset tiny")
+        tools.say("note: these are few frames for the paper's settings; compare with --preset tiny")
 
-    # EEG that fits stays on the device; else each step reads its windows from disk.
-    room = torch.cuda.mem_get_info(device)[0] / 2 if device.type == "cuda" else EEG_ON_CPU
-    eeg_all = torch.empty(subject.eeg.shape, device=device) if 4 * subject.eeg.size <= room else None  # [T,C,W]
-    for i in range(0, len(subject.eeg) if eeg_all is not None else 0, 256):
-        eeg_all[i: i + 256] = torch.from_numpy(normaliser.eeg(subject.eeg[i: i + 256])).to(device)
-
+    # [T,C,W] if that fits on the device; else None, and each step reads its windows from disk.
+    eeg_all = tools.resident(subject.eeg.shape, lambda s: normaliser.eeg(subject.eeg[s]), device)
     def batch(windows, shift=0):
         """z [B,K,d] (joint mode: frames x [B,K,V]), eeg [B,L,C,W] cut `shift` samples late, its times [B,L]."""
         frames, eeg, eeg_positions = data.window_indices(windows, a.context)
@@ -247,38 +198,26 @@ def train(a, device):
         target = eps if a.predict == "eps" else schedule.velocity(z, n, eps)
         return ((out - target).square() * weight).mean((1, 2))
 
-    class Objective(nn.Module):
-        """All that is trained, and its loss: DistributedDataParallel averages over processes the gradients of one forward."""
-        def __init__(self):
-            super().__init__()
-            self.parts = nn.ModuleList([model, autoencoder] if joint else [model])
-        def forward(self, z, n, eps, eeg, eeg_positions):
-            reconstruction = 0.0
-            if joint:
-                reconstruction, z = autoencoder.reconstruction_loss(z)           # z [B,K,d], without gradient
-            return diffusion_loss(model, z, n, eps, eeg, eeg_positions).mean() + reconstruction
-
-    objective = Objective()
-    if world > 1:
-        objective = nn.parallel.DistributedDataParallel(objective, broadcast_buffers=False)
+    def objective(z, n, eps, eeg, eeg_positions):
+        reconstruction, z = autoencoder.reconstruction_loss(z) if joint else (0.0, z)  # z [B,K,d], without gradient
+        return diffusion_loss(model, z, n, eps, eeg, eeg_positions).mean() + reconstruction
+    objective = tools.parallel(objective, [model, autoencoder] if joint else [model])
 
     @torch.no_grad()
     def validate():
         """Loss of the averaged weights on the validation run, on noise that is the same every time."""
-        total = torch.zeros(2, dtype=torch.float64, device=device)  # sum, count
+        total = torch.zeros(2, device=device)  # sum, count
         for i in range(rank * a.batch_size, len(validation), world * a.batch_size):
             z, eeg, eeg_positions = batch(validation[i: i + a.batch_size])
-            reconstruction = 0.0
-            if joint:
-                x, z = z, autoencoder.encode(z)
-                reconstruction = (autoencoder.decode(z) - x).square().mean((1, 2))
+            x, z = z, autoencoder.encode(z) if joint else z
+            reconstruction = (autoencoder.decode(z) - x).square().mean((1, 2)) if joint else 0.0
             for level in range(8):  # spread over the schedule: one random step a window would be far noisier
                 g = torch.Generator().manual_seed(level)
                 n = ((level + torch.rand(len(z), generator=g)) / 8 * schedule.steps).long().to(device)
                 eps = torch.randn(z.shape, generator=g).to(device)
                 loss = diffusion_loss(averaged, z, n, eps, eeg, eeg_positions) + reconstruction  # [B]
                 total += torch.stack([loss.sum(), loss.new_tensor(len(loss))])
-        return float(torch.divide(*data.summed(total)))
+        return float(torch.divide(*tools.summed(total)))
 
     step, best = 0, {"val_loss": math.inf, "step": 0}
     if resumed:
@@ -286,21 +225,20 @@ def train(a, device):
         averaged.load_state_dict(resumed["averaged"])
         optimizer.load_state_dict(resumed["optimizer"])
         step, best = resumed["step"], resumed["best"]
-        with open(log_path) as f:  # what was logged after last.pt was written will be logged again
-            kept = [line for line in f if json.loads(line)["step"] <= step]
         if rank == 0:
+            with open(log_path) as f:  # what was logged after last.pt was written will be logged again
+                kept = [line for line in f if json.loads(line)["step"] <= step]
             with open(log_path, "w") as f:
                 f.writelines(kept)
-        say(f"resuming at step {step}")
+        tools.say(f"resuming at step {step}")
         resumed = None  # its copy of the weights is no longer needed
     else:
         for old in filter(os.path.exists, (log_path, last_path) if rank == 0 else ()):  # or --resume could mix two runs
             os.remove(old)
 
     # ---- the loop. All that is random in a step follows from (seed, step): a resumed run is the same run.
-    every = max(1, min(500, a.steps // 20))
+    every, losses, began = max(1, min(500, a.steps // 20)), [], time.time()
     bar = tqdm(total=a.steps, initial=step, unit="step", disable=rank > 0)
-    losses, began = [], time.time()
     while step < a.steps:
         model.train()
         torch.manual_seed(a.seed * 1_000_003 + step)
@@ -314,9 +252,9 @@ def train(a, device):
         if rank > 0:
             torch.manual_seed((a.seed * 1_000_003 + step) * world + rank)        # for a dropout of its own
         z, eeg, eeg_positions = batch(windows[rank::world], shift)
-        with torch.autocast("cuda", torch.bfloat16) if bf16 else contextlib.nullcontext():
-            loss = objective(z, n, eps, eeg, eeg_positions)
-            loss = loss * (len(z) * world / len(windows))                        # the mean of these is that over all windows
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            # Scaled by its share of the windows: the mean over processes is the mean over windows.
+            loss = objective(z, n, eps, eeg, eeg_positions) * (len(z) * world / len(windows))
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(a, step)
         optimizer.zero_grad(set_to_none=True)
@@ -324,42 +262,39 @@ def train(a, device):
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         for statistic in autoencoder.buffers() if joint else ():
-            data.summed(statistic).div_(world)
+            tools.summed(statistic).div_(world)
         step += 1
         # Early averages follow the weights closely, or samples drawn soon after the start would be noise.
         decay = min(a.ema, (1 + step) / (10 + step))
         with torch.no_grad():
             for average, now in zip(averaged.state_dict().values(), model.state_dict().values()):
                 average.lerp_(now, 1 - decay) if average.is_floating_point() else average.copy_(now)
-        losses.append(data.summed(loss.detach() / world).item())
+        losses.append(tools.summed(loss.detach() / world).item())
         bar.update()
-
         if step % every == 0 or step == a.steps:
             val_loss = validate() if validation else None
             record = {"step": step, "loss": float(np.mean(losses)), "val_loss": val_loss,
                       "lr": learning_rate(a, step - 1), "seconds": round(time.time() - began, 2)}
             losses, better = [], val_loss is None or val_loss < best["val_loss"]
-            if better:
-                best = {"val_loss": math.inf if val_loss is None else val_loss, "step": step}
+            best = {"val_loss": math.inf if val_loss is None else val_loss, "step": step} if better else best
             if rank > 0:
                 continue
             with open(log_path, "a") as f:
                 f.write(json.dumps(record) + "\n")
             if better:
-                save(best_path, {
+                tools.save(best_path, {
                     "config": config, "model": averaged.state_dict(), "autoencoder": autoencoder.state_dict(),
-                    "normaliser": {k: torch.from_numpy(getattr(normaliser, k))
-                                   for k in ("mean", "std", "eeg_scale")},
+                    "normaliser": {k: torch.from_numpy(getattr(normaliser, k)) for k in ("mean", "std", "eeg_scale")},
                     "settings": vars(a), "subject": os.path.abspath(folder), "checksums": subject.meta["checksums"],
                     **best})
-            save(last_path, {
+            tools.save(last_path, {
                 "model": model.state_dict(), "averaged": averaged.state_dict(), "optimizer": optimizer.state_dict(),
                 "autoencoder": autoencoder.state_dict(), "settings": vars(a), "step": step, "best": best,
                 "checksums": subject.meta["checksums"]})
             bar.set_postfix(loss=f"{record['loss']:.3f}", val=f"{val_loss:.3f}" if validation else "none")
     bar.close()
-    say(f"wrote {best_path}: " + (f"step {best['step']} of {a.steps}, validation loss {best['val_loss']:.4f}"
-                                    if validation else f"step {a.steps}, without validation"))
+    tools.say(f"wrote {best_path}: " + (f"step {best['step']} of {a.steps}, validation loss {best['val_loss']:.4f}"
+                                            if validation else f"step {a.steps}, without validation"))
 
 if __name__ == "__main__":
     main()

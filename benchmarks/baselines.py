@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 import data  # noqa: E402
+import tools  # noqa: E402
 from sample import METRICS, Scores  # noqa: E402
 from train import Columns, save  # noqa: E402
 
@@ -462,7 +463,7 @@ def flags(p):
     p.add_argument("--no-validation", action="store_true", help="fit on all training runs, once all is chosen")
     p.add_argument("--shrink", type=int, default=8, help="divides the channels of E2fNet and E2fGAN; 1: theirs, for a GPU")
     p.add_argument("--seed", type=int, default=0, help="of weights, batches and noise")
-    p.add_argument("--device", type=data.pick_device, default=data.pick_device(None), help="cpu, cuda or mps")
+    p.add_argument("--device", type=tools.pick_device, default=tools.pick_device(None), help="cpu, cuda or mps")
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

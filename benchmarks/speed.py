@@ -29,12 +29,12 @@ import time
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 import data  # noqa: E402
+import tools  # noqa: E402
 import sample as sampling  # noqa: E402
 import train  # noqa: E402
 from neuroframes import LinearAutoencoder, NeuroFrames, NoiseSchedule, sample  # noqa: E402
@@ -156,7 +156,7 @@ def training(a, meter):
     meter.wrap(data.Normaliser, "measure", "statistics", bytes_moved=2 * n * (a.V + C * W))
     meter.wrap(LinearAutoencoder, "fit", "fit of the autoencoder")
     meter.wrap(train, "encode_all", "encoding of all frames")
-    measured, save = data.Normaliser.measure, train.save
+    save = tools.save
     steps(a, meter, "training step", 24, save=lambda path, state: state["step"] == 24 and save(path, state))
     once = data.Normaliser.measure(data.Subject(a.subject), [(0, 256)])
     data.Normaliser.measure = lambda *_: once  # not the point here
@@ -185,7 +185,7 @@ def steps(a, meter, name, count, *flags, save):
                 if len(ended) == 2:
                     counter.__exit__(None, None, None)
             return super().update(n)
-    data.draw_windows, NoiseSchedule.add_noise, train.tqdm, train.save = drawn, noised, Bar, save
+    data.draw_windows, NoiseSchedule.add_noise, train.tqdm, tools.save = drawn, noised, Bar, save
     before = matmul_rate(meter.device)
     train.main(["--data", a.subject, "--out", os.path.join(a.out, "out"), "--steps", str(count), "--no-validation", "--device",
                 str(meter.device), *flags])
@@ -264,7 +264,7 @@ def samplers(device, windows, samples, context, calls, K=10):
         return draw(eps, start.view(samples * windows, K, d))
     def fast(way):
         def f():
-            with sampling.fast_products():
+            with tools.fast_products():
                 return way()
         return f
     ways = {"sample.py": cached, "naive": naive, "naive, products as in sample.py": fast(naive)}
@@ -317,7 +317,7 @@ def growth(a, meter):
 # ---- The run ---------------------------------------------------------------------------
 
 def child(stage, a, path):
-    meter = Meter(data.pick_device(a.device))
+    meter = Meter(tools.pick_device(a.device))
     stage(a, meter)
     with open(path, "w") as f:
         json.dump(meter.found, f)
@@ -344,9 +344,9 @@ def main():
         with open(path) as f:
             found[stage.__name__] = json.load(f)
 
-    device = data.pick_device(a.device)
-    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} CPU cores, {torch.get_num_threads()} threads"
-    print(f"\n    python benchmarks/speed.py {' '.join(sys.argv[1:])}\n\n{machine} ({platform.machine()}), Python {platform.python_version()}, "
+    device = tools.pick_device(a.device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} CPU cores, {torch.get_num_threads()} threads"
+    print(f"\n    python benchmarks/speed.py {' '.join(sys.argv[1:])}\n\n{name} ({platform.machine()}), Python {platform.python_version()}, "
           f"torch {torch.__version__}, {datetime.date.today()}. {a.T:,} frames x {a.V:,} vertices, EEG {C} x {W}.\n")
     print("| stage | seconds | peak, GB | GFLOP, or GB moved | measured rate | of rate |\n|---|---|---|---|---|---|")
     for name, row in {**found["prepare"], **found["training"], **found["reconstruction"]}.items():

@@ -11,6 +11,7 @@ blended       sample.py's: all at once, averaged at every step where they overla
 Seam: the samples' mean squared jump from frame to frame where windows begin, over that elsewhere. 1: nothing shows.
 """
 import argparse
+import functools
 import os
 import sys
 
@@ -46,6 +47,8 @@ def main():
     V = x.shape[-1]
     observation = Observation(autoencoder, torch.ones(1, V, dtype=torch.bool), x[0, :1])        # kinds: 0 whole, -1 unseen
 
+    modulations = functools.cache(lambda n: model.dit.modulations(torch.tensor([n])))
+
     def draw(shape, eps, project, generator):
         return sample(eps, shape, model.schedule, project=project, reuse_eps=False, generator=generator, antithetic=True)
 
@@ -57,7 +60,7 @@ def main():
             known, kind = y[:, index].repeat(S, 1, 1), [0] * held + kinds[index.numpy()][held:].tolist()
             known[:, :held], end = z[:, index[:held]], start + w.K
             e = torch.arange(start - context, start + w.K + context).clamp(0, T - 1)
-            eps = model.eps_model(h[:, e].transpose(1, 2), (e - start).float().expand(B, -1), w.K, {})
+            eps = model.eps_model(h[:, e].transpose(1, 2), (e - start).float().expand(B, -1), w.K, modulations)
             project = observation.projection(kind, model.prior, torch.arange(w.K))
             parts.append(draw((S * B, w.K, y.shape[-1]), eps, lambda z0, abar: project(z0, known, abar), generator))
             z[:, index] = parts[-1]

@@ -1,0 +1,180 @@
+"""Device, processes, memory, files, pictures: what the scripts need, and nothing of the method.
+
+Under `torchrun --nproc_per_node=N` train.py and sample.py run as N processes, each on a GPU of its own or on the CPU. All
+draw the same random numbers and take every N-th window; sums over processes put the parts together, so that N processes do
+what one does with as many windows a step.
+"""
+import atexit
+import contextlib
+import os
+import re
+import sys
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+
+RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # this process, and how many
+EEG_ON_CPU = 2**30  # bytes of EEG that are kept in memory where there is no GPU
+
+def pick_device(name):
+    """The device by name, or the best there is. The processes of torchrun get a GPU each, and meet here."""
+    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    device = torch.device(name or best)
+    if WORLD > 1 and device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    if WORLD > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        atexit.register(dist.destroy_process_group)
+    return device
+
+def say(*words):
+    """print, of the first process only."""
+    if RANK == 0:
+        print(*words)
+
+# ---- Memory ----------------------------------------------------------------------------
+
+@contextlib.contextmanager
+def memory_advice(device, a, *flags):
+    """If memory runs out, end with a line that says which of a's flags to lower, and to what.
+
+    Linux kills without a word who takes more than there is. On the CPU a process is therefore limited to what is free when
+    it begins, so that it is refused more, which is an error that can be answered."""
+    limits = None
+    if device.type == "cpu" and os.path.exists("/proc/meminfo"):
+        import resource
+        with open("/proc/meminfo") as f:
+            free = 1024 * int(re.search(r"MemAvailable:\s*(\d+)", f.read())[1])
+        limits = resource.getrlimit(resource.RLIMIT_DATA)
+        lowest = min([free, *(limit for limit in limits if limit != resource.RLIM_INFINITY)])
+        resource.setrlimit(resource.RLIMIT_DATA, (lowest, limits[1]))
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        if not isinstance(error, MemoryError) and not re.search("allocate memory|out of memory|not enough memory", str(error)):
+            raise
+        advice = [f"--{flag.replace('_', '-')} from {n} to {n // 2}" for flag in flags if (n := getattr(a, flag)) > 1]
+        sys.exit(f"error: out of memory on {device}. Lower {', then '.join(advice)} ({str(error).splitlines()[0][:150]})")
+    finally:
+        if limits:
+            resource.setrlimit(resource.RLIMIT_DATA, limits)
+
+def resident(shape, read, device):
+    """A float32 tensor of `shape` on the device, filled from read(slice) in pieces; None where it is too large: for half of
+    a GPU's free memory, or for EEG_ON_CPU."""
+    room = torch.cuda.mem_get_info(device)[0] / 2 if device.type == "cuda" else EEG_ON_CPU
+    if 4 * torch.Size(shape).numel() > room:
+        return None
+    whole = torch.empty(shape, device=device)
+    for i in range(0, len(whole), 256):
+        whole[i: i + 256] = torch.from_numpy(read(slice(i, i + 256))).to(device)
+    return whole
+
+# ---- Precision, compilation, files ---------------------------------------------------------
+
+def has_bfloat16(device):
+    """Does this GPU train in bfloat16? Older ones only emulate it, and CPUs train in float32."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+@contextlib.contextmanager
+def fast_products():
+    """float32 matrix products in TF32 on a GPU, and by oneDNN on a CPU, which rounds to bfloat16 only where the CPU has units
+    for that. A network can take it, which on a GPU was trained in bfloat16; projections and decoding cannot."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+def compiled(module, device):
+    """Compile a module in place, where something compiles."""
+    try:
+        torch.compile(torch.sin)(torch.ones(2, device=device))
+        module.compile()
+    except Exception as error:  # of many kinds
+        say(f"note: nothing compiles here ({type(error).__name__}); going on without --compile")
+
+def save(path, state):
+    """Write beside, flush, rename: a kill at any moment leaves the old file or the new one, whole."""
+    with open(path + ".tmp", "wb") as f:
+        torch.save(state, f)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(path + ".tmp", path)
+
+# ---- Many processes --------------------------------------------------------------------
+
+def summed(x):
+    """x, summed in place over all processes."""
+    if WORLD > 1:
+        dist.all_reduce(x)
+    return x
+
+def barrier():
+    if WORLD > 1:
+        dist.barrier()
+
+class SyncBatchNorm(nn.BatchNorm1d):
+    """Batch statistics over the windows of all processes, of each maybe another number (nn.SyncBatchNorm is for GPUs only)."""
+
+    def forward(self, x):  # [M,c] or [M,c,W]
+        if not self.training:
+            return super().forward(x)
+        from torch.distributed.nn.functional import all_reduce  # through which gradients flow
+        axes, shape = [i for i in range(x.ndim) if i != 1], (1, -1) + (1,) * (x.ndim - 2)
+        count = all_reduce(torch.tensor(x.numel() / x.shape[1], device=x.device))      # scalar
+        mean = all_reduce(x.float().sum(axes)) / count                                 # [c]
+        x = x.float() - mean.view(shape)
+        var = all_reduce(x.square().sum(axes)) / count                                 # [c]
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * count / (count - 1), self.momentum)
+            self.num_batches_tracked += 1
+        return x * (self.weight * (var + self.eps).rsqrt()).view(shape) + self.bias.view(shape)
+
+class Together(nn.Module):
+    """A loss function and the modules whose weights it uses, as one module."""
+
+    def __init__(self, loss, modules):
+        super().__init__()
+        self.loss, self.parts = loss, nn.ModuleList(modules)
+
+    def forward(self, *args):
+        return self.loss(*args)
+
+def parallel(loss, modules):
+    """`loss`, whose gradients with respect to the modules' weights are averaged over all processes."""
+    if WORLD == 1:
+        return loss
+    for layer in [layer for module in modules for layer in module.modules()]:
+        if isinstance(layer, nn.BatchNorm1d):
+            layer.__class__ = SyncBatchNorm
+    return nn.parallel.DistributedDataParallel(Together(loss, modules), broadcast_buffers=False)
+
+# ---- Pictures --------------------------------------------------------------------------
+
+def carpet(path, truth, recon, title):
+    """Vertices by time, the way fMRI people look at a run: truth, reconstruction, error."""
+    try:
+        import matplotlib
+    except ImportError:
+        sys.exit("error: --plot needs matplotlib: pip install matplotlib")
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    rows = np.linspace(0, truth.shape[1] - 1, min(truth.shape[1], 400)).astype(int)
+    x, y = truth[:150, rows], recon[:150, rows]
+    # Rows sorted by the leading spatial component, so that what moves together lies together.
+    order = np.argsort(np.linalg.svd(x - x.mean(0), full_matrices=False)[2][0])
+    figure, axes = plt.subplots(3, 1, figsize=(9, 7), sharex=True, layout="constrained")
+    for axis, picture, name in zip(axes, (x, y, y - x), ("truth", "reconstruction", "error")):
+        shown = axis.imshow(picture[:, order].T, aspect="auto", cmap="RdBu_r", vmin=-2.5, vmax=2.5, interpolation="none")
+        axis.set(ylabel=name, yticks=[])
+    axes[0].set(title=title)
+    axes[-1].set(xlabel="test frame")
+    figure.colorbar(shown, ax=axes, label="z-score", shrink=0.5)
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
