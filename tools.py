@@ -41,15 +41,17 @@ def say(*words):
 def memory_advice(device, a, *flags):
     """If memory runs out, end with a line that says which of a's flags to lower, and to what.
 
-    Linux kills without a word who takes more than there is. On the CPU a process is therefore limited to what is free when
-    it begins, so that it is refused more, which is an error that can be answered."""
+    Linux kills without a word who takes more than there is. On the CPU a process is therefore limited to what it has and
+    what is free when it begins, so that it is refused more, which is an error that can be answered."""
     limits = None
     if device.type == "cpu" and os.path.exists("/proc/meminfo"):
         import resource
-        with open("/proc/meminfo") as f:
-            free = 1024 * int(re.search(r"MemAvailable:\s*(\d+)", f.read())[1])
+        room = 0
+        for path, key in (("/proc/meminfo", "MemAvailable"), ("/proc/self/status", "VmData")):
+            with open(path) as f:
+                room += 1024 * int(re.search(rf"{key}:\s*(\d+)", f.read())[1])
         limits = resource.getrlimit(resource.RLIMIT_DATA)
-        lowest = min([free, *(limit for limit in limits if limit != resource.RLIM_INFINITY)])
+        lowest = min([room, *(limit for limit in limits if limit != resource.RLIM_INFINITY)])
         resource.setrlimit(resource.RLIMIT_DATA, (lowest, limits[1]))
     try:
         yield
@@ -73,7 +75,7 @@ def resident(shape, read, device):
         whole[i: i + 256] = torch.from_numpy(read(slice(i, i + 256))).to(device)
     return whole
 
-# ---- Precision, compilation, files ---------------------------------------------------------
+# ---- Precision, compilation, files -----------------------------------------------------
 
 def has_bfloat16(device):
     """Does this GPU train in bfloat16? Older ones only emulate it, and CPUs train in float32."""

@@ -153,12 +153,13 @@ def prepare(a, meter):
 def training(a, meter):
     """train.py as it is, with the paper's settings, but for the number of steps and for what is saved."""
     n = len(data.Subject(a.subject).fmri)
+    measure = data.Normaliser.measure
     meter.wrap(data.Normaliser, "measure", "statistics", bytes_moved=2 * n * (a.V + C * W))
     meter.wrap(LinearAutoencoder, "fit", "fit of the autoencoder")
     meter.wrap(train, "encode_all", "encoding of all frames")
     save = tools.save
     steps(a, meter, "training step", 24, save=lambda path, state: state["step"] == 24 and save(path, state))
-    once = data.Normaliser.measure(data.Subject(a.subject), [(0, 256)])
+    once = measure(data.Subject(a.subject), [(0, 256)])
     data.Normaliser.measure = lambda *_: once  # not the point here
     steps(a, meter, "training step, --autoencoder joint", 8, "--autoencoder", "joint", save=lambda path, state: None)
 
@@ -196,26 +197,28 @@ def steps(a, meter, name, count, *flags, save):
                          "loader": float(np.median([b - a for a, b in zip(begin, loaded)][2:]) / took)}
 
 def reconstruction(a, meter):
-    """sample.py as it is, but for one diffusion step in place of 50; decoding and writing are the rest of its time."""
-    meter.wrap(sampling, "encode_eeg", "encoding of the test runs' EEG")
-    flop, draw = [], sampling.sample
-    took = []
-    def timed(*args, **kw):
-        began = time.perf_counter()
-        with FlopCounterMode(display=False) as counter:
-            z = draw(*args, **kw)
-        took.append(time.perf_counter() - began)
-        flop.append(counter.get_total_flops())
-        return z
-    sampling.sample = timed
-    with meter.stage("sample.py --steps 1"):
+    """sample.py as it is, but for one diffusion step in place of 50."""
+    parts = {"encode_eeg": [0.0, 0.0], "sample": [0.0, 0.0]}  # seconds, GFLOP
+    def clock(name):
+        f, part = getattr(sampling, name), parts[name]
+        def clocked(*args, **kw):
+            began = time.perf_counter()
+            with FlopCounterMode(display=False) as counter:
+                result = f(*args, **kw)
+            finished(meter.device)
+            part[0] += time.perf_counter() - began
+            part[1] += counter.get_total_flops() / 1e9
+            return result
+        setattr(sampling, name, clocked)
+    clock("encode_eeg"), clock("sample")
+    with meter.stage("whole"):
         sampling.main(["--ckpt", os.path.join(a.out, "out", "ckpt.pt"), "--steps", "1", "--device", str(meter.device)])
-    whole, eeg = meter.found.pop("sample.py --steps 1"), meter.found["encoding of the test runs' EEG"]
-    once = {"peak": whole["peak"], "rate": whole["rate"]}
-    for name, t, gflop in (("one diffusion step for 8 samples, and for shuffled EEG", sum(took), sum(flop) / 1e9),
-                           ("decoding, scores and writing", whole["seconds"] - sum(took) - eeg["seconds"],
-                            whole["gflop"] - sum(flop) / 1e9 - eeg["gflop"])):
-        meter.found[name] = {**once, "seconds": t, "gflop": gflop, "share": gflop / t / whole["rate"]}
+    whole, (eeg, drawn) = meter.found.pop("whole"), parts.values()
+    rest = [whole["seconds"] - eeg[0] - drawn[0], whole["gflop"] - eeg[1] - drawn[1]]
+    for name, (took, gflop) in {"EEG of the test runs": eeg, "one diffusion step: 8 samples, and 8 with shuffled EEG": drawn,
+                                "loading, decoding, scores, writing": rest}.items():
+        meter.found[f"sample.py: {name}"] = {"seconds": took, "gflop": gflop, "peak": whole["peak"], "rate": whole["rate"],
+                                             "share": gflop / took / whole["rate"]}
 
 # ---- Sampling, three ways --------------------------------------------------------------
 
