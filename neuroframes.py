@@ -36,16 +36,16 @@ class EEGEncoder(nn.Module):
         return self.mlp(u.mean(-1)).view(B, K, -1)    # [B,K,dim]  after a global average pool
 
 class BandPowerEncoder(nn.Module):
-    """A learned filter bank that ends in power and log power; same shapes as EEGEncoder.
+    """A learned filter bank that ends in log power, and the power itself if `plain`; same shapes as EEGEncoder.
 
     BOLD follows the *power* of EEG rhythms, not their voltage (Goense and Logothetis 2008). The squaring that convolutions
     have to discover is built in; what is left to learn is where (spatial filters over channels) and at which frequencies
     (bands; by Parseval, to filter, square and average is to sum |X(f)|^2 with weights). The log tames the long tail of power,
-    but flattens bursts, which BOLD follows: so both. Spectra are taken over `span` adjacent windows: in 0.8 s rhythms 1 Hz
+    but flattens bursts, which BOLD follows; plain power overfits where data are few. Spectra are taken over `span` adjacent windows: in 0.8 s rhythms 1 Hz
     apart blur. cycles: the highest frequency, in cycles a window."""
-    def __init__(self, channels, samples, dim, cycles=60, filters=64, bands=40, span=3, dropout=0.5):
+    def __init__(self, channels, samples, dim, cycles=60, filters=64, bands=40, span=3, dropout=0.5, plain=True):
         super().__init__()
-        self.span, self.bins = span, span * min(cycles, samples // 2)
+        self.span, self.bins, self.plain, features = span, span * min(cycles, samples // 2), plain, (1 + plain) * filters * bands
         # A Hann taper: an untapered window leaks the strong slow rhythms into all faster bins.
         self.register_buffer("taper", torch.hann_window(span * samples) / math.sqrt(span * samples), persistent=False)
         self.spatial = nn.Parameter(torch.randn(filters, channels) / math.sqrt(channels))       # [s,C]
@@ -53,7 +53,7 @@ class BandPowerEncoder(nn.Module):
         centre, f = torch.linspace(0, self.bins, bands + 2)[1:-1, None], torch.arange(1, self.bins + 1)
         bump = -0.5 * ((f - centre) / (self.bins / bands)) ** 2                                 # [j,f]
         self.band_logits = nn.Parameter(bump.repeat(filters, 1, 1))                             # [s,j,f]
-        self.norm, self.dropout, self.out = nn.BatchNorm1d(2 * filters * bands), nn.Dropout(dropout), nn.Linear(2 * filters * bands, dim)
+        self.norm, self.dropout, self.out = nn.BatchNorm1d(features), nn.Dropout(dropout), nn.Linear(features, dim)
     def forward(self, eeg):
         B, K, C, W = eeg.shape
         with torch.autocast(eeg.device.type, enabled=False):  # the log of a tiny power needs float32
@@ -65,7 +65,8 @@ class BandPowerEncoder(nn.Module):
             u = torch.einsum("sc,bcf->bsf", self.spatial.to(u), u)         # [BK,s,f] spatial filters
             u = u.real**2 + u.imag**2                                      # [BK,s,f] power
             band = torch.einsum("bsf,sjf->bsj", u, self.band_logits.softmax(-1))  # [BK,s,j]
-            u = self.norm(torch.cat([torch.log(band + 1e-12), band], 1).flatten(1))  # [BK,2sj]
+            u = torch.cat([torch.log(band + 1e-12)] + [band] * self.plain, 1)  # [BK,2s,j], or [BK,s,j] if not plain
+            u = self.norm(u.flatten(1))                                    # [BK,2sj]
         return self.out(self.dropout(u)).view(B, K, -1)                    # [B,K,dim]
 
 # ---- 2. Linear autoencoder -------------------------------------------------------------

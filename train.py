@@ -46,6 +46,7 @@ def parse(argv=None):
     add("--eeg-dim", type=int, help="numbers an EEG token, d_e")
     add("--eeg-filters", type=int, help="bandpower: spatial filters; lower it if memory or time runs out")
     add("--eeg-bands", type=int, help="bandpower: frequency bands a filter; lower it if memory or time runs out")
+    add("--eeg-power", choices=["both", "log"], default="both", help="bandpower: its log and itself (default), or log if data are few")
     add("--eeg-dropout", type=float, default=0.5, help="bandpower: share hidden in a step (default: 0.5); 0.9 if data are few")
     add("--context", type=int, help="EEG windows shown before and after the K frames")
     add("--vary", action=argparse.BooleanOptionalAction,
@@ -155,11 +156,11 @@ def train(a, device):
     z_all = None if joint else encode_all(autoencoder, subject, normaliser, device)  # [T,d]
 
     # ---- model, averaged copy, optimiser
-    config = dict(channels=C, samples=W, latent_dim=autoencoder.latent_dim, eeg_encoder=a.eeg_encoder,
-                  eeg_dim=a.eeg_dim, width=a.width, depth=a.depth, heads=a.heads, predict=a.predict,
-                  tokens_per_frame=a.tokens_per_frame, prior=a.prior == "gaussian", encoder_settings={})
-    if a.eeg_encoder == "bandpower":  # up to 75 Hz, where the paper's EEG is cut off
-        config["encoder_settings"] = dict(cycles=round(75 * subject.tr), filters=a.eeg_filters, bands=a.eeg_bands, dropout=a.eeg_dropout)
+    bands = dict(cycles=round(75 * subject.tr), filters=a.eeg_filters, bands=a.eeg_bands, dropout=a.eeg_dropout,
+                 plain=a.eeg_power == "both")  # up to 75 Hz, where the paper's EEG is cut off
+    config = dict(channels=C, samples=W, latent_dim=autoencoder.latent_dim, eeg_encoder=a.eeg_encoder, eeg_dim=a.eeg_dim,
+                  width=a.width, depth=a.depth, heads=a.heads, predict=a.predict, tokens_per_frame=a.tokens_per_frame,
+                  prior=a.prior == "gaussian", encoder_settings=bands if a.eeg_encoder == "bandpower" else {})
     model, averaged = NeuroFrames(**config).to(device), NeuroFrames(**config).to(device)
     schedule = model.schedule
     if model.prior:
@@ -287,10 +288,9 @@ def train(a, device):
                     "normaliser": {k: torch.from_numpy(getattr(normaliser, k)) for k in ("mean", "std", "eeg_scale")},
                     "settings": vars(a), "subject": os.path.abspath(folder), "checksums": subject.meta["checksums"],
                     **best})
-            tools.save(last_path, {
-                "model": model.state_dict(), "averaged": averaged.state_dict(), "optimizer": optimizer.state_dict(),
-                "autoencoder": autoencoder.state_dict(), "settings": vars(a), "step": step, "best": best,
-                "checksums": subject.meta["checksums"]})
+            tools.save(last_path, {"model": model.state_dict(), "averaged": averaged.state_dict(), "autoencoder": autoencoder.state_dict(),
+                                   "optimizer": optimizer.state_dict(), "settings": vars(a), "step": step, "best": best,
+                                   "checksums": subject.meta["checksums"]})
             bar.set_postfix(loss=f"{record['loss']:.3f}", val=f"{val_loss:.3f}" if validation else "none")
     bar.close()
     tools.say(f"wrote {best_path}: " + (f"step {best['step']} of {a.steps}, validation loss {best['val_loss']:.4f}"

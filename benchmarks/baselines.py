@@ -29,7 +29,8 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 import data  # noqa: E402
 import tools  # noqa: E402
 from sample import METRICS, Scores  # noqa: E402
-from train import Columns, save  # noqa: E402
+from tools import save  # noqa: E402
+from train import Columns  # noqa: E402
 
 # ---- What a rival sees of the EEG ------------------------------------------------------
 
