@@ -98,7 +98,8 @@ class LinearAutoencoder(nn.Module):
         """Closed-form optimum for frames [T,V], anything that slices like an array; returns the share of variance kept.
         The covariance of V = 91,282 vertices would be 33 GB; the Gram matrix X X^T [T,T] has the same nonzero eigen-
         values, and E = S^-1 U^T X. It is summed over blocks of vertices, of which one at a time is held; for T > V the V x V
-        side is the small one. Lowers latent_dim to the frames' rank."""
+        side is the small one. Lowers latent_dim to the frames' rank. block: vertices at a time, and the largest side for
+        which all eigenvectors are computed in float64."""
         T, V = frames.shape
         if V != self.vertices or T < 2:
             raise ValueError(f"frames must be [T >= 2, {self.vertices}], got {[T, V]}")
@@ -315,7 +316,7 @@ class NeuroFrames(nn.Module):
         self.dit = DiT(latent_dim, eeg_dim, width, depth, heads, tokens_per_frame)
         self.prior = GaussianPrior(latent_dim) if prior else None
     def forward(self, z_n, n, h, eeg_positions=None, condition=None, u=1, modulations=None):
-        """z_n [B,Ku,d], n [B], EEG tokens h [Bu,L,d_e] at eeg_positions [Bu,L] -> eps or v, [B,Ku,d]. With u points a
+        """z_n [B,Ku,d], n [B] or [1], EEG tokens h [Bu,L,d_e] at eeg_positions [Bu,L] -> eps or v, [B,Ku,d]. With u points a
         frame the network is asked about u sets of points one frame apart, as it was trained, each with EEG cut at its
         own times; the prior, which knows the times between, puts the sets together."""
         sets = z_n.unflatten(1, (-1, u)).transpose(1, 2).flatten(0, 1)                         # [Bu,K,d]
@@ -327,7 +328,7 @@ class NeuroFrames(nn.Module):
         return out
     def eps_model(self, h, eeg_positions, K, modulations):
         """(z_n [SB,Ku,d], n) -> eps for `sample`: S samples of B windows with EEG h [B,u,L,d_e]; one n for all. What does not
-        depend on z_n is computed once: here the EEG's keys and values, and DiT.modulations by the caller, a function of n."""
+        depend on z_n is computed once: here the EEG's keys and values, by the caller modulations(n), those of the DiT, cached."""
         B, u = h.shape[:2]
         h, eeg_positions = h.flatten(0, 1), eeg_positions.repeat_interleave(u, 0)              # [Bu,L,d_e], [Bu,L]
         once = self.dit.condition(h, torch.arange(K, device=h.device), eeg_positions)

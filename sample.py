@@ -24,7 +24,7 @@ import data
 import tools
 from neuroframes import GaussianPrior, LinearAutoencoder, NeuroFrames, Observation, range_null_projection, sample
 
-METRICS, LATENTS_AT_ONCE = ("mse", "r", "cos"), 2**25  # numbers: 134 MB, of which sampling holds a dozen copies
+METRICS, LATENTS_AT_ONCE = ("mse", "r", "cos"), 2**25  # samples x points x latents that are drawn together: 134 MB, a dozen times
 def parse(argv=None):
     p = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = p.add_argument
@@ -65,8 +65,8 @@ def load(path, device):
     ckpt = torch.load(path, map_location=device, weights_only=True)
     model = NeuroFrames(**ckpt["config"]).to(device).eval()
     model.load_state_dict(ckpt["model"])
-    latent_dim, vertices = ckpt["autoencoder"]["E"].shape
-    autoencoder = LinearAutoencoder(vertices, latent_dim, joint="D" in ckpt["autoencoder"]).to(device)
+    model.dit.forward = tools.fast_products()(model.dit.forward)
+    autoencoder = LinearAutoencoder(*ckpt["autoencoder"]["E"].shape[::-1], joint="D" in ckpt["autoencoder"]).to(device)
     autoencoder.load_state_dict(ckpt["autoencoder"])
     return ckpt, model, autoencoder, data.Normaliser(**{k: v.cpu() for k, v in ckpt["normaliser"].items()})
 
@@ -210,14 +210,13 @@ class Windows:
         e = (self.start[:, None] + torch.arange(-context, self.K + context)).clamp(0, self.T - 1)   # [n,L]
         times = (e - self.start[:, None]).float().repeat(len(h), 1).to(h.device)                    # [Bn,L]
         tokens = h[:, e.to(h.device)].transpose(2, 3).flatten(0, 1)                                 # [Bn,u,L,d_e]
-        modulations = functools.cache(lambda n: model.dit.modulations(torch.tensor([n], device=h.device)))
+        modulations = functools.lru_cache(1)(lambda n: model.dit.modulations(torch.tensor([n], device=h.device)))
         batch_size = min(batch_size, math.ceil(len(tokens) / tools.WORLD))  # torchrun's processes share the windows
         models = [model.eps_model(*c, self.K, modulations) if i % tools.WORLD == tools.RANK else None
                   for i, c in enumerate(zip(tokens.split(batch_size), times.split(batch_size)))]
         def eps(z_n, n):
             parts = z_n[:, self.index].unflatten(0, (samples, -1)).flatten(1, 2).split(batch_size, 1)  # [S,<=Bn,Ku,d]
-            with tools.fast_products():
-                out = [f(part.flatten(0, 1), n).unflatten(0, (samples, -1)) if f else 0 * part for f, part in zip(models, parts)]
+            out = [f(part.flatten(0, 1), n).unflatten(0, (samples, -1)) if f else 0 * part for f, part in zip(models, parts)]
             return tools.summed(self.blend(torch.cat(out, 1).unflatten(1, (len(h), -1)).flatten(0, 1)))  # [SB,Tu,d]
         return eps
 
@@ -245,6 +244,7 @@ def main(argv=None, also=lambda method, k, x_hat: None):  # also: gets every met
     device = tools.pick_device(a.device)
     with tools.memory_advice(device, a, "batch_size", "samples"):
         reconstruct(a, device, also)
+        tools.barrier()
 
 @torch.no_grad()
 def reconstruct(a, device, also):
@@ -252,7 +252,7 @@ def reconstruct(a, device, also):
     ckpt, model, autoencoder, normaliser = load(a.ckpt, device)
     subject = data.Subject(a.data or ckpt["subject"])
     if subject.meta["checksums"] != ckpt["checksums"]:
-        print(f"note: {a.ckpt} was not trained on {subject.folder}; its test runs may not be unseen")
+        tools.say(f"note: {a.ckpt} was not trained on {subject.folder}; its test runs may not be unseen")
     V, d, S, u, settings = subject.fmri.shape[1], autoencoder.latent_dim, a.samples, a.upsample, ckpt["settings"]
     K, window = a.frames or settings["frames"], a.window or settings["frames"] * (3 if settings["vary"] else 1)
     overlap = window // 2 if a.overlap is None else a.overlap
@@ -297,7 +297,7 @@ def reconstruct(a, device, also):
     T, points = sum(high - low for low, high in splits["test"]), {"recon": u, "truth": 1, **({"std": u} if S > 1 else {})}
     arrays = {name: os.path.join(out, f"{name}.npy") for name in points}
     for name, n in points.items() if leader else ():
-        np.lib.format.open_memmap(arrays[name], "w+", np.float32, (n * T, V))
+        np.lib.format.open_memmap(arrays[name], "w+", np.float32, (n * T, V))  # makes the file, and is closed again
     scores = Scores({"whole": normaliser.valid, **{k: m & normaliser.valid for k, m in subject.rois.items()}}, rows)
     residual, before, spread, scale = 0.0, [], {}, None
     for split in ["val"] * a.calibrate + ["test"]:
@@ -318,7 +318,8 @@ def reconstruct(a, device, also):
         cycle, donor = np.random.default_rng(a.seed).permutation(len(blocks)), np.empty(len(blocks), int)
         donor[cycle] = np.roll(cycle, 1)
         other = h[np.concatenate([np.resize(blocks[j], len(k)) for j, k in zip(donor, blocks)])]
-        count = max(1, LATENTS_AT_ONCE // (S * u * d * max(high - low for low, high in stretches)))
+        each = S * u * d * max(high - low for low, high in stretches) * window // (window - overlap)
+        count = max(1, LATENTS_AT_ONCE // each)  # stretches
         for group in (stretches[i: i + count] for i in range(0, len(stretches), count)):
             z, begin = {"neuroframes": draw(f"{split} runs", group, y, kinds if held else hidden, h)}, group[0][0]
             if split == "test":

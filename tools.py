@@ -1,11 +1,14 @@
 """Device, processes, memory, files, pictures: what the scripts need, and nothing of the method.
 
-Under `torchrun --nproc_per_node=N` train.py and sample.py run as N processes, each on a GPU of its own or on the CPU. All
-draw the same random numbers and take every N-th window; sums over processes put the parts together, so that N processes do
-what one does with as many windows a step.
+Under `torchrun --nproc_per_node=N` train.py and sample.py run as N processes, each on a GPU of its own, or all on the CPU.
+They draw the same random numbers; in training each takes every N-th window of a step, in sampling every N-th batch of
+windows; and sums over the processes put the parts together. So N processes do what one does with as many windows a step
+(but for dropout, which each draws for itself).
 """
 import atexit
 import contextlib
+import datetime
+import errno
 import os
 import re
 import sys
@@ -15,18 +18,22 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # this process, and how many
-EEG_ON_CPU = 2**30  # bytes of EEG that are kept in memory where there is no GPU
+RANK, WORLD, LOCAL_RANK, LOCAL_WORLD = (int(os.environ.get(name, default)) for name, default in (
+    ("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1)))  # this process and their number, here: on this machine
+EEG_ON_CPU = 2**30  # bytes of EEG that are kept in memory where the device is not a CUDA GPU
 
 def pick_device(name):
     """The device by name, or the best there is. The processes of torchrun get a GPU each, and meet here."""
-    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() and WORLD == 1 else "cpu"
     device = torch.device(name or best)
     if WORLD > 1 and device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        if LOCAL_RANK >= torch.cuda.device_count():
+            sys.exit(f"error: --nproc_per_node={LOCAL_WORLD}: there are {torch.cuda.device_count()} GPUs; start as many processes")
+        device = torch.device("cuda", LOCAL_RANK)
         torch.cuda.set_device(device)
     if WORLD > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        # The first process scores and writes while the others wait: longer than the usual ten minutes.
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(hours=12))
         atexit.register(dist.destroy_process_group)
     return device
 
@@ -42,31 +49,43 @@ def memory_advice(device, a, *flags):
     """If memory runs out, end with a line that says which of a's flags to lower, and to what.
 
     Linux kills without a word who takes more than there is. On the CPU a process is therefore limited to what it has and
-    what is free when it begins, so that it is refused more, which is an error that can be answered."""
-    limits = None
-    if device.type == "cpu" and os.path.exists("/proc/meminfo"):
+    its share of what is free when it begins, so that it is refused more, which is an error that can be answered."""
+    limits, room = None, free_memory() if device.type == "cpu" else None
+    if room:
         import resource
-        room = 0
-        for path, key in (("/proc/meminfo", "MemAvailable"), ("/proc/self/status", "VmData")):
-            with open(path) as f:
-                room += 1024 * int(re.search(rf"{key}:\s*(\d+)", f.read())[1])
         limits = resource.getrlimit(resource.RLIMIT_DATA)
         lowest = min([room, *(limit for limit in limits if limit != resource.RLIM_INFINITY)])
         resource.setrlimit(resource.RLIMIT_DATA, (lowest, limits[1]))
     try:
         yield
-    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        if not isinstance(error, MemoryError) and not re.search("allocate memory|out of memory|not enough memory", str(error)):
+    except (MemoryError, OSError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        words = "allocate memory|out of memory|not enough memory|bad_alloc|ALLOC_FAILED"
+        if not (isinstance(error, MemoryError) or getattr(error, "errno", 0) == errno.ENOMEM or re.search(words, str(error))):
             raise
         advice = [f"--{flag.replace('_', '-')} from {n} to {n // 2}" for flag in flags if (n := getattr(a, flag)) > 1]
-        sys.exit(f"error: out of memory on {device}. Lower {', then '.join(advice)} ({str(error).splitlines()[0][:150]})")
+        message = f"error: out of memory on {device}. Lower {', then '.join(advice) or 'the size of the subject'} ({str(error)[:150]})"
+        if WORLD > 1:  # the others may be waiting for this process: leave without waiting for them
+            print(message, file=sys.stderr, flush=True)
+            os._exit(1)
+        sys.exit(message)
     finally:
         if limits:
             resource.setrlimit(resource.RLIMIT_DATA, limits)
 
+def free_memory():
+    """Bytes that this process has on Linux, and its share of what is free, there and in its container; else None."""
+    found = {}
+    for name, path, pattern in (("free", "/proc/meminfo", r"MemAvailable:\s*(\d+) kB"), ("own", "/proc/self/status", r"VmData:\s*(\d+) kB"),
+                                ("container", "/sys/fs/cgroup/memory.max", r"(\d+)")):
+        with contextlib.suppress(OSError), open(path) as f:
+            if number := re.search(pattern, f.read()):
+                found[name] = int(number[1]) * (1 if name == "container" else 1024)
+    if "free" in found and "own" in found:
+        return found["own"] + min(found["free"], found.get("container", found["free"])) // LOCAL_WORLD
+
 def resident(shape, read, device):
-    """A float32 tensor of `shape` on the device, filled from read(slice) in pieces; None where it is too large: for half of
-    a GPU's free memory, or for EEG_ON_CPU."""
+    """A float32 tensor of `shape` on the device, filled from read(slice) in pieces; None if that is more than half of a GPU's
+    free memory, or than EEG_ON_CPU."""
     room = torch.cuda.mem_get_info(device)[0] / 2 if device.type == "cuda" else EEG_ON_CPU
     if 4 * torch.Size(shape).numel() > room:
         return None
@@ -84,7 +103,7 @@ def has_bfloat16(device):
 @contextlib.contextmanager
 def fast_products():
     """float32 matrix products in TF32 on a GPU, and by oneDNN on a CPU, which rounds to bfloat16 only where the CPU has units
-    for that. A network can take it, which on a GPU was trained in bfloat16; projections and decoding cannot."""
+    for that. A network can take it, which recent GPUs train in bfloat16; projections and decoding cannot. A decorator too."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:
@@ -120,8 +139,13 @@ def barrier():
     if WORLD > 1:
         dist.barrier()
 
+def broadcast(tensors):
+    """Everywhere those of the first process, in place."""
+    for tensor in tensors if WORLD > 1 else ():
+        dist.broadcast(tensor, 0)
+
 class SyncBatchNorm(nn.BatchNorm1d):
-    """Batch statistics over the windows of all processes, of each maybe another number (nn.SyncBatchNorm is for GPUs only)."""
+    """Batch statistics over the windows of all processes, which may hold different numbers (nn.SyncBatchNorm: GPUs only)."""
 
     def forward(self, x):  # [M,c] or [M,c,W]
         if not self.training:

@@ -77,9 +77,9 @@ def parse(argv=None):
     given = {name for name in PRESETS[a.preset] if getattr(a, name) is not None}
     for name in PRESETS[a.preset].keys() - given:
         setattr(a, name, PRESETS[a.preset][name])
-    if a.autoencoder == "joint":  # latents move while E is trained: no covariance, no orthonormal D
-        if given & {"prior", "loss"} and (a.prior, a.loss) != ("none", "latent"):
-            data.fail("--autoencoder joint goes with --prior none and --loss latent only")
+    if a.autoencoder == "joint":  # latents move while E is trained: no covariance, no orthonormal D, one process's statistics
+        if tools.WORLD > 1 or given & {"prior", "loss"} and (a.prior, a.loss) != ("none", "latent"):
+            data.fail("--autoencoder joint goes with --prior none and --loss latent only, and without torchrun")
         a.prior, a.loss = "none", "latent"
     return a
 
@@ -153,6 +153,7 @@ def train(a, device):
             kept = autoencoder.fit(Columns(subject, normaliser, fitted))
             tools.say(f"autoencoder: {autoencoder.latent_dim} latents (of {a.latent_dim} asked for) keep {kept:.1%} of "
                         f"the variance of {len(fitted):,} training frames")
+    tools.broadcast(autoencoder.state_dict().values())  # eigenvectors of two machines may differ in sign
     z_all = None if joint else encode_all(autoencoder, subject, normaliser, device)  # [T,d]
 
     # ---- model, averaged copy, optimiser
@@ -164,7 +165,7 @@ def train(a, device):
     model, averaged = NeuroFrames(**config).to(device), NeuroFrames(**config).to(device)
     schedule = model.schedule
     if model.prior:
-        model.prior.fit([z_all[lo:hi].to(device) for lo, hi in segments["train"]])
+        model.prior.fit([z_all[lo:hi] for lo, hi in segments["train"]])
     averaged.eval().load_state_dict(model.state_dict())
     # D has orthonormal columns, so an error in latent_scale z is the same error in the vertices.
     weight = autoencoder.latent_scale**2 if a.loss == "vertex" else torch.ones_like(autoencoder.latent_scale)
@@ -247,8 +248,8 @@ def train(a, device):
         if a.vary:  # as many frames a step, in windows of any length; EEG cut anywhere between two frames
             K, shift = max(1, round(a.frames * 3 ** rng.uniform(-1, 1))), int(rng.integers(W))
         windows = data.draw_windows(segments["train"], K, max(world, a.batch_size * a.frames // K), rng)
-        n = torch.randint(schedule.steps, (len(windows),))                       # [B] all processes draw for all, then
-        eps = torch.randn(len(windows), windows[0][1], autoencoder.latent_dim)   # [B,K,d] each takes every world-th
+        n = torch.randint(schedule.steps, (len(windows),))                       # [B]
+        eps = torch.randn(len(windows), windows[0][1], autoencoder.latent_dim)   # [B,K,d] drawn for all processes
         n, eps = n[rank::world].to(device), eps[rank::world].to(device)
         if rank > 0:
             torch.manual_seed((a.seed * 1_000_003 + step) * world + rank)        # for a dropout of its own
@@ -262,8 +263,6 @@ def train(a, device):
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
-        for statistic in autoencoder.buffers() if joint else ():
-            tools.summed(statistic).div_(world)
         step += 1
         # Early averages follow the weights closely, or samples drawn soon after the start would be noise.
         decay = min(a.ema, (1 + step) / (10 + step))

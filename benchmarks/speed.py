@@ -9,8 +9,9 @@ compared with the rate of one large matrix product, in the stage's own precision
 copying. Ratios, unlike seconds, hold on other machines.
 
     GFLOP     multiply-adds x 2 of matrix products and convolutions, as torch.utils.flop_counter counts them
-    of rate   GFLOP / seconds, over that of a product of two 4096 x 4096 matrices (on a GPU 8192, in bfloat16)
-    peak      the most memory that the process had in the stage, mapped files included (Linux only)
+    of rate   GFLOP / seconds, over that of a product of two 4096 x 4096 matrices (on a GPU 8192) in float32, and in bfloat16
+              where training is in that
+    peak      the most memory that the process had in the stage, mapped files included (Linux only), or on a GPU, there
 
 `naive` and `diffusers` (pip install diffusers) are the rivals in sampling: the same blocks, called as in training, and the
 blocks and the DDIMScheduler of that library, of the same width, depth and tokens; each once with PyTorch's default matrix
@@ -55,12 +56,12 @@ def seconds(f, device, repeats=3):
     return min(times[1:])
 
 def finished(device):
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        getattr(torch, device.type).synchronize()
 
-def matmul_rate(device):
-    """FLOP/s of one large product, in the precision that train.py takes on this device."""
-    n, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (4096, torch.float32)
+def matmul_rate(device, dtype=torch.float32):
+    """FLOP/s of one large product."""
+    n = 8192 if device.type == "cuda" else 4096
     a = torch.randn(n, n, device=device, dtype=dtype)
     return 2 * n**3 / seconds(lambda: a @ a, device)
 
@@ -70,14 +71,18 @@ def copy_rate():
     b = torch.empty_like(a)
     return 2 * 4 * a.numel() / seconds(lambda: b.copy_(a), torch.device("cpu"))
 
-def peak(reset=False):
-    """GB, the most that this process had since the last reset."""
-    with contextlib.suppress(OSError):
+def peak(device, reset=False):
+    """GB, the most since the last reset; None where that is not known."""
+    if device.type == "cuda":
+        if reset:
+            torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    with contextlib.suppress(OSError, StopIteration):
         if reset:
             with open("/proc/self/clear_refs", "w") as f:
                 f.write("5")
         with open("/proc/self/status") as f:
-            return next(int(line.split()[1]) for line in f if line.startswith("VmHWM")) / 2**20
+            return next(int(line.split()[1]) for line in f if line.startswith("VmHWM")) * 1024 / 1e9
     return None
 
 class Meter:
@@ -89,14 +94,14 @@ class Meter:
     @contextlib.contextmanager
     def stage(self, name, bytes_moved=None):
         rate = copy_rate() if bytes_moved else matmul_rate(self.device)
-        peak(reset=True)
+        peak(self.device, reset=True)
         with FlopCounterMode(display=False) as counter:
             finished(self.device)
             began = time.perf_counter()
             yield
             finished(self.device)
         took = time.perf_counter() - began
-        self.found[name] = {"seconds": took, "gflop": counter.get_total_flops() / 1e9, "peak": peak(), "gbyte": (bytes_moved or 0) / 1e9,
+        self.found[name] = {"seconds": took, "gflop": counter.get_total_flops() / 1e9, "peak": peak(self.device), "gbyte": (bytes_moved or 0) / 1e9,
                             "share": (bytes_moved or counter.get_total_flops()) / took / rate, "rate": rate / 1e9}
 
     def wrap(self, owner, name, stage, bytes_moved=None):
@@ -152,7 +157,7 @@ def prepare(a, meter):
 
 def training(a, meter):
     """train.py as it is, with the paper's settings, but for the number of steps and for what is saved."""
-    n = len(data.Subject(a.subject).fmri)
+    n = sum(high - low for low, high in data.Subject(a.subject).segments("train", validation=False))
     measure = data.Normaliser.measure
     meter.wrap(data.Normaliser, "measure", "statistics", bytes_moved=2 * n * (a.V + C * W))
     meter.wrap(LinearAutoencoder, "fit", "fit of the autoencoder")
@@ -164,20 +169,22 @@ def training(a, meter):
     steps(a, meter, "training step, --autoencoder joint", 8, "--autoencoder", "joint", save=lambda path, state: None)
 
 def steps(a, meter, name, count, *flags, save):
-    """Time train.py's steps from its own calls: draw_windows begins one, add_noise ends its loading, update ends it."""
+    """Time train.py's steps from its own calls: draw_windows begins one, add_noise (joint: reconstruction_loss) ends its loading, update ends it."""
     begin, loaded, ended, counter = [], [], [], FlopCounterMode(display=False)
-    draw_windows, add_noise, tqdm = data.draw_windows, NoiseSchedule.add_noise, train.tqdm
+    draw_windows, add_noise, tqdm, joint = data.draw_windows, NoiseSchedule.add_noise, train.tqdm, LinearAutoencoder.reconstruction_loss
     def drawn(*args):
         if len(begin) == 1:  # the second step is counted, and not timed; the first warms up
             counter.__enter__()
         if not begin:
-            peak(reset=True)
+            peak(meter.device, reset=True)
         begin.append(time.perf_counter())
         return draw_windows(*args)
-    def noised(*args):
-        if len(loaded) < len(begin):
-            loaded.append(time.perf_counter())
-        return add_noise(*args)
+    def after_loading(f):
+        def called(*args, **kw):
+            if len(loaded) < len(begin):
+                loaded.append(time.perf_counter())
+            return f(*args, **kw)
+        return called
     class Bar(tqdm):
         def update(self, n=1):
             if self.unit == "step":
@@ -186,14 +193,17 @@ def steps(a, meter, name, count, *flags, save):
                 if len(ended) == 2:
                     counter.__exit__(None, None, None)
             return super().update(n)
-    data.draw_windows, NoiseSchedule.add_noise, train.tqdm, tools.save = drawn, noised, Bar, save
-    before = matmul_rate(meter.device)
+    data.draw_windows, NoiseSchedule.add_noise, train.tqdm, tools.save = drawn, after_loading(add_noise), Bar, save
+    LinearAutoencoder.reconstruction_loss = after_loading(joint)
+    dtype = torch.bfloat16 if tools.has_bfloat16(meter.device) else torch.float32
+    before = matmul_rate(meter.device, dtype)
     train.main(["--data", a.subject, "--out", os.path.join(a.out, "out"), "--steps", str(count), "--no-validation", "--device",
                 str(meter.device), *flags])
-    data.draw_windows, NoiseSchedule.add_noise, train.tqdm = draw_windows, add_noise, tqdm
+    data.draw_windows, NoiseSchedule.add_noise, train.tqdm, LinearAutoencoder.reconstruction_loss = draw_windows, add_noise, tqdm, joint
+    most = peak(meter.device)
     took = np.median([e - b for b, e in zip(begin, ended)][2:])
-    rate, flop = (before + matmul_rate(meter.device)) / 2, counter.get_total_flops()
-    meter.found[name] = {"seconds": took, "gflop": flop / 1e9, "peak": peak(), "share": flop / took / rate, "rate": rate / 1e9,
+    rate, flop = (before + matmul_rate(meter.device, dtype)) / 2, counter.get_total_flops()
+    meter.found[name] = {"seconds": took, "gflop": flop / 1e9, "peak": most, "share": flop / took / rate, "rate": rate / 1e9,
                          "loader": float(np.median([b - a for a, b in zip(begin, loaded)][2:]) / took)}
 
 def reconstruction(a, meter):
@@ -202,6 +212,7 @@ def reconstruction(a, meter):
     def clock(name):
         f, part = getattr(sampling, name), parts[name]
         def clocked(*args, **kw):
+            finished(meter.device)
             began = time.perf_counter()
             with FlopCounterMode(display=False) as counter:
                 result = f(*args, **kw)
@@ -270,7 +281,7 @@ def samplers(device, windows, samples, context, calls, K=10):
             with tools.fast_products():
                 return way()
         return f
-    ways = {"sample.py": cached, "naive": naive, "naive, products as in sample.py": fast(naive)}
+    ways = {"sample.py": fast(cached), "naive": naive, "naive, products as in sample.py": fast(naive)}
     with contextlib.suppress(ImportError):
         from diffusers import DDIMScheduler
         rival = DiffusersDenoiser(d, e, paper["width"], paper["depth"], paper["heads"]).to(device).eval()
@@ -289,7 +300,7 @@ def samplers(device, windows, samples, context, calls, K=10):
 def rivals(a, meter):
     for context in (0, 6):
         ways, found = samplers(meter.device, 8, 8, context, 5), {}
-        torch.testing.assert_close(ways["sample.py"](), ways["naive"](), atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(ways["sample.py"](), ways["naive, products as in sample.py"](), atol=1e-3, rtol=1e-3)
         for _ in range(2):  # in turn, that a machine whose speed drifts is fair to all
             for way, f in ways.items():
                 found[way] = min(found.get(way, 1e9), seconds(f, meter.device, 1))
@@ -303,7 +314,7 @@ def growth(a, meter):
     n = min(2048, a.T)
     normaliser = data.Normaliser.measure(subject, [(0, n)])
     class Part:
-        fmri, eeg = subject.fmri[:n], subject.eeg[:n]
+        fmri = subject.fmri[:n]
     def encode(frames, vertices):
         part, z = Part(), data.Normaliser(normaliser.mean[:vertices], normaliser.std[:vertices], normaliser.eeg_scale)
         part.fmri = Part.fmri[:frames, :vertices]

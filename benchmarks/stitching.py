@@ -47,7 +47,7 @@ def main():
     V = x.shape[-1]
     observation = Observation(autoencoder, torch.ones(1, V, dtype=torch.bool), x[0, :1])        # kinds: 0 whole, -1 unseen
 
-    modulations = functools.cache(lambda n: model.dit.modulations(torch.tensor([n])))
+    modulations = functools.lru_cache(1)(lambda n: model.dit.modulations(torch.tensor([n])))
 
     def draw(shape, eps, project, generator):
         return sample(eps, shape, model.schedule, project=project, reuse_eps=False, generator=generator, antithetic=True)

@@ -16,7 +16,7 @@ import tools  # noqa: E402
 import train  # noqa: E402
 
 HERE = os.path.dirname(os.path.abspath(train.__file__))
-SMALL = ["--preset", "tiny", "--width", "16", "--heads", "2", "--depth", "1", "--eeg-dim", "8", "--eeg-filters", "4",
+SMALL = ["--device", "cpu", "--preset", "tiny", "--width", "16", "--heads", "2", "--depth", "1", "--eeg-dim", "8", "--eeg-filters", "4",
          "--eeg-bands", "4", "--latent-dim", "6", "--batch-size", "5", "--frames", "6", "--context", "2", "--warmup", "2"]
 
 @pytest.fixture(scope="module")
@@ -26,14 +26,14 @@ def tiny(tmp_path_factory):
 def log(folder):
     return [[line["loss"], line["val_loss"]] for line in map(json.loads, open(folder / "log.jsonl"))]
 
-@pytest.mark.parametrize("flags", [["--eeg-dropout", "0"], ["--eeg-encoder", "conv", "--no-vary", "--predict", "eps"]])
+@pytest.mark.parametrize("flags", [["--eeg-dropout", "0", "--eeg-power", "log"], ["--eeg-encoder", "conv", "--no-vary", "--predict", "eps"]])
 def test_two_processes_do_what_one_does(tiny, tmp_path, flags):
     """Shares of 5 windows are unequal, and batch norm sees all of them. (Dropout is drawn by each process for itself.)"""
     together = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     for out, command in (("one", [sys.executable]), ("two", together)):
         for script, more in (("train.py", ["--data", tiny, "--steps", "6", "--lr", "3e-3", *SMALL, *flags, "--out", tmp_path / out]),
                              ("sample.py", ["--ckpt", tmp_path / "one/ckpt.pt", "--out", tmp_path / out, "--steps", "3", "--samples",
-                                            "2", "--window", "12"])):
+                                            "2", "--window", "12", "--device", "cpu"])):
             subprocess.run([*map(str, [*command, os.path.join(HERE, script), *more])], check=True, capture_output=True,
                            env={**os.environ, "OMP_NUM_THREADS": "1"})
     np.testing.assert_allclose(log(tmp_path / "two"), log(tmp_path / "one"), rtol=1e-4)
@@ -66,7 +66,7 @@ def test_runs_drawn_one_after_the_other(tiny, tmp_path, monkeypatch):
     np.save(tmp_path / "mask.npy", mask)
     for size in (2**25, 1):
         monkeypatch.setattr(sampling, "LATENTS_AT_ONCE", size)
-        sampling.main(["--ckpt", str(tmp_path / "ckpt.pt"), "--observe", str(tmp_path / "mask.npy"), "--steps", "5"])
+        sampling.main(["--ckpt", str(tmp_path / "ckpt.pt"), "--observe", str(tmp_path / "mask.npy"), "--steps", "5", "--device", "cpu"])
         recon[size], truth = (np.load(tmp_path / "interrecon" / f"{name}.npy") for name in ("recon", "truth"))
         assert np.array_equal(recon[size][:, mask], truth[:, mask])
     assert np.corrcoef(recon[1][:, ~mask].ravel(), recon[2**25][:, ~mask].ravel())[0, 1] > 0.99
@@ -79,11 +79,11 @@ def test_out_of_memory_says_what_to_lower(tiny, tmp_path, script, flags, advice)
     import resource
     if script == "sample.py":
         train.main(["--data", tiny, "--steps", "1", *SMALL, "--out", str(tmp_path)])
-        flags = ["--ckpt", str(tmp_path / "ckpt.pt"), *flags]
+        flags = ["--ckpt", str(tmp_path / "ckpt.pt"), "--device", "cpu", *flags]
     else:
         flags = ["--data", tiny, *SMALL, *flags, "--out", str(tmp_path)]
     limit = 3 * 2**30
-    done = subprocess.run([sys.executable, os.path.join(HERE, script), *flags], capture_output=True, text=True,
+    done = subprocess.run([sys.executable, os.path.join(HERE, script), *flags], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
                           preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit, limit)))
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "error: out of memory on cpu. Lower " + advice in done.stderr
@@ -93,6 +93,6 @@ def test_sampling_with_what_is_computed_once_is_the_same(monkeypatch):
     with torch.no_grad():
         for context in (0, 2):
             ways = speed.samplers(torch.device("cpu"), 3, 2, context, 4, K=5)
-            once, naive = ways["sample.py"](), ways["naive"]()
+            once, naive = ways["sample.py"](), ways["naive, products as in sample.py"]()
             torch.testing.assert_close(once, naive, atol=1e-4, rtol=1e-4)
             assert naive.std() > 0.1
