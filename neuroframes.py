@@ -104,11 +104,13 @@ class LinearAutoencoder(nn.Module):
         if V != self.vertices or T < 2:
             raise ValueError(f"frames must be [T >= 2, {self.vertices}], got {[T, V]}")
         def column(s):
-            x = torch.as_tensor(frames[:, s]).to(self.E)                                  # [T,v]
+            x = torch.as_tensor(frames[:, s]).to(self.mean)                                  # [T,v]
             self.mean[s] = x.mean(0)
             return x - self.mean[s]
         spans = [slice(a, min(a + block, V)) for a in range(0, V, block)] if T <= V else [slice(0, V)]
-        gram = sum((c @ c.T if T <= V else c.T @ c).cpu().double() for c in map(column, spans))  # [T,T] or [V,V]
+        gram = torch.zeros(min(T, V), min(T, V), dtype=torch.float64)                     # [T,T] or [V,V]
+        for c in map(column, spans):
+            gram += (c @ c.T if T <= V else c.T @ c).cpu()
         if len(gram) <= block:
             power, U = torch.linalg.eigh(gram)                                            # ascending
         else:  # in float32, in half the time; then a power step, and a small problem in float64
@@ -117,10 +119,11 @@ class LinearAutoencoder(nn.Module):
             U = U @ W
         d = self.latent_dim = min(self.latent_dim, int((power > 1e-6 * power[-1]).sum()))  # float32: good to 1e-7
         scale, U = power[-d:].flip(0).sqrt(), U[:, -d:].flip(1)                           # [d], [T or V,d]
-        weight = (U / scale if T <= V else U).T.float().to(self.E.device)                 # [d,T or V]
-        E = torch.cat([weight @ column(s) for s in spans], 1) if T <= V else weight       # [d,V]
-        self.E = nn.Parameter(E, requires_grad=False)
-        self.latent_mean, self.latent_scale = torch.zeros(d).to(E), (scale / math.sqrt(T)).float().to(E)
+        weight = (U / scale if T <= V else U).T.float().to(self.mean.device)              # [d,T or V]
+        self.E = nn.Parameter(weight.new_empty(d, V), requires_grad=False)
+        for s in spans:
+            self.E[:, s] = weight @ column(s) if T <= V else weight                       # [d,v]
+        self.latent_mean, self.latent_scale = weight.new_zeros(d), (scale / math.sqrt(T)).to(weight)
         return float(power[-d:].sum() / gram.trace())
     def reconstruction_loss(self, x, momentum=0.01):
         """Joint mode: the loss of E and D on x [B,K,V], and z [B,K,d] for the DiT: at unit variance, and detached,

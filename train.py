@@ -90,7 +90,8 @@ class Columns:
         self.shape = (len(index), subject.fmri.shape[1])
     def __getitem__(self, key):
         columns, n = key[1], self.normaliser
-        x = np.asarray(self.subject.fmri[self.index, columns], np.float32)
+        pieces = np.array_split(self.index, 1 + len(self.index) // 1024)  # of rows, that few pages are mapped at a time
+        x = np.concatenate([np.asarray(self.subject.fmri[rows, columns], np.float32) for rows in pieces])
         return (x - n.mean[columns]) * n.inverse[columns]
 
 @torch.no_grad()
@@ -149,7 +150,7 @@ def train(a, device):
     else:
         autoencoder = LinearAutoencoder(V, a.latent_dim, joint).to(device)
         if not joint:
-            fitted = index[:: math.ceil(len(index) / 8192)]  # 8,192 frames determine 1,024 directions well
+            fitted = index[np.linspace(0, len(index) - 1, min(len(index), 8192)).astype(int)]  # determine 1,024 directions well
             kept = autoencoder.fit(Columns(subject, normaliser, fitted))
             tools.say(f"autoencoder: {autoencoder.latent_dim} latents (of {a.latent_dim} asked for) keep {kept:.1%} of "
                         f"the variance of {len(fitted):,} training frames")

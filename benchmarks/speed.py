@@ -67,7 +67,7 @@ def matmul_rate(device, dtype=torch.float32):
 
 def copy_rate():
     """Bytes/s read and written by a copy in memory."""
-    a = torch.ones(2**28)
+    a = torch.ones(2**26)
     b = torch.empty_like(a)
     return 2 * 4 * a.numel() / seconds(lambda: b.copy_(a), torch.device("cpu"))
 
