@@ -65,7 +65,7 @@ def load(path, device):
     ckpt = torch.load(path, map_location=device, weights_only=True)
     model = NeuroFrames(**ckpt["config"]).to(device).eval()
     model.load_state_dict(ckpt["model"])
-    model.dit.forward = tools.fast_products()(model.dit.forward)
+    model.dit.forward = tools.fast_products(model.dit.width)(model.dit.forward)
     autoencoder = LinearAutoencoder(*ckpt["autoencoder"]["E"].shape[::-1], joint="D" in ckpt["autoencoder"]).to(device)
     autoencoder.load_state_dict(ckpt["autoencoder"])
     return ckpt, model, autoencoder, data.Normaliser(**{k: v.cpu() for k, v in ckpt["normaliser"].items()})
