@@ -157,18 +157,28 @@ def broadcast(tensors):
     for tensor in tensors if WORLD > 1 else ():
         dist.broadcast(tensor, 0)
 
+class Sum(torch.autograd.Function):
+    """The sum of x over all processes; each x has the sum of all gradients, since every process's loss depends on it."""
+
+    @staticmethod
+    def forward(context, x):
+        return summed(x.clone())
+
+    @staticmethod
+    def backward(context, gradient):
+        return summed(gradient.clone())
+
 class SyncBatchNorm(nn.BatchNorm1d):
     """Batch statistics over the windows of all processes, which may hold different numbers (nn.SyncBatchNorm: GPUs only)."""
 
     def forward(self, x):  # [M,c] or [M,c,W]
         if not self.training:
             return super().forward(x)
-        from torch.distributed.nn.functional import all_reduce  # through which gradients flow
         axes, shape = [i for i in range(x.ndim) if i != 1], (1, -1) + (1,) * (x.ndim - 2)
-        count = all_reduce(torch.tensor(x.numel() / x.shape[1], device=x.device))      # scalar
-        mean = all_reduce(x.float().sum(axes)) / count                                 # [c]
+        count = summed(torch.tensor(x.numel() / x.shape[1], device=x.device))          # scalar
+        mean = Sum.apply(x.float().sum(axes)) / count                                  # [c]
         x = x.float() - mean.view(shape)
-        var = all_reduce(x.square().sum(axes)) / count                                 # [c]
+        var = Sum.apply(x.square().sum(axes)) / count                                  # [c]
         with torch.no_grad():
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(var * count / (count - 1), self.momentum)
@@ -192,7 +202,7 @@ def parallel(loss, modules):
     for layer in [layer for module in modules for layer in module.modules()]:
         if isinstance(layer, nn.BatchNorm1d):
             layer.__class__ = SyncBatchNorm
-    return nn.parallel.DistributedDataParallel(Together(loss, modules), broadcast_buffers=False)
+    return nn.parallel.DistributedDataParallel(Together(loss, modules))
 
 # ---- Pictures --------------------------------------------------------------------------
 
