@@ -244,7 +244,7 @@ def main(argv=None, also=lambda method, k, x_hat: None):  # also: gets every met
     device = tools.pick_device(a.device)
     with tools.memory_advice(device, a, "batch_size", "samples"):
         reconstruct(a, device, also)
-        tools.barrier()
+    tools.part()
 
 @torch.no_grad()
 def reconstruct(a, device, also):

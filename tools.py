@@ -5,7 +5,6 @@ They draw the same random numbers; in training each takes every N-th window of a
 windows; and sums over the processes put the parts together. So N processes do what one does with as many windows a step
 (but for dropout, which each draws for itself).
 """
-import atexit
 import contextlib
 import ctypes
 import datetime
@@ -37,7 +36,6 @@ def pick_device(name):
     if WORLD > 1 and not dist.is_initialized():
         # The first process scores and writes while the others wait: longer than the usual ten minutes.
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(hours=12))
-        atexit.register(dist.destroy_process_group)
     return device
 
 def say(*words):
@@ -151,6 +149,12 @@ def summed(x):
 def barrier():
     if WORLD > 1:
         dist.barrier()
+
+def part():
+    """The end of a script: wait for the others, and take leave; a process that just ends may abort, or the others hang."""
+    if WORLD > 1:
+        dist.barrier()
+        dist.destroy_process_group()
 
 def broadcast(tensors):
     """Everywhere those of the first process, in place."""

@@ -110,10 +110,11 @@ def main(argv=None):
     device = tools.pick_device(a.device)
     with tools.memory_advice(device, a, "batch_size", "width", "latent_dim"):
         train(a, device)
+    tools.part()
 
 def train(a, device):
     last_path, best_path, log_path = (os.path.join(a.out, name) for name in ("last.pt", "ckpt.pt", "log.jsonl"))
-    rank, world = tools.RANK, tools.WORLD  # of torchrun's processes: all compute, the first prints and writes
+    rank, world = tools.RANK, tools.WORLD  # torchrun's processes: all compute, the first prints and writes
     if a.resume and not os.path.exists(last_path):
         data.fail(f"{last_path}: nothing to resume; leave --resume out, or name the folder with --out")
     resumed = torch.load(last_path, map_location="cpu", weights_only=True) if a.resume else None
@@ -221,7 +222,6 @@ def train(a, device):
                 loss = diffusion_loss(averaged, z, n, eps, eeg, eeg_positions) + reconstruction  # [B]
                 total += torch.stack([loss.sum(), loss.new_tensor(len(loss))])
         return float(torch.divide(*tools.summed(total)))
-
     step, best = 0, {"val_loss": math.inf, "step": 0}
     if resumed:
         model.load_state_dict(resumed["model"])
