@@ -15,17 +15,17 @@ A *prepared subject* is a folder that train.py and sample.py memory-map:
 """
 import argparse
 import glob
-import hashlib
 import json
 import math
 import os
 import re
-import shutil
-import sys
 
 import nibabel as nib
 import numpy as np
 from tqdm import tqdm
+
+from tools import files
+from tools.errors import check_finite, check_positive, check_subject, check_tr, fail, script
 
 # ---- 1. A synthetic subject, whose truth is known --------------------------------------
 
@@ -89,7 +89,7 @@ def synthetic(folder, seed=0, runs=10, frames=900, channels=16, fs=100, side=32,
     made = [make_run() for _ in range(runs)]
     meta = {"tr": tr, "fs": fs, "delay": delay, "source": f"synthetic, seed {seed}",
             "first_volume": [m[0] for m in made], "frames_per_run": [len(m[1]) for m in made]}
-    with Writer(folder, meta, V, channels, W) as out:
+    with files.prepared(folder, meta, V, channels, W) as out:
         for _, eeg, x, _, _ in made:
             out.add(x, eeg)
         for i, name in ((3, "driven.npy"), (4, "between.npy")):
@@ -99,18 +99,6 @@ def synthetic(folder, seed=0, runs=10, frames=900, channels=16, fs=100, side=32,
 
 # ---- 2. Preparing recordings -----------------------------------------------------------
 
-def fail(message):
-    sys.exit(f"error: {message}")
-
-def load_npy(path, *ndims):
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        fail(f"{path}: not a readable .npy array ({error}); save it again with numpy.save")
-    if array.ndim not in ndims:
-        fail(f"{path}: has shape {array.shape}, expected {' or '.join(map(str, ndims))} axes")
-    return array
-
 def eeg_windows(samples, volumes, tr, fs, delay):
     """Pair volumes with EEG: (first volume, first EEG sample of each kept volume's window). BOLD follows
     neural activity by seconds, so the frame at k TR goes with EEG [k TR - delay, k TR - delay + TR).
@@ -119,59 +107,30 @@ def eeg_windows(samples, volumes, tr, fs, delay):
     kept = [k for k, a in enumerate(starts) if a >= 0 and a + round(tr * fs) <= samples]
     return (kept[0], [starts[k] for k in kept]) if kept else (0, [])
 
-class Writer:
-    """Writes a prepared subject in pieces, into FOLDER.partial, which is renamed when complete. Files are
-    appended to, not memory-mapped: written pages of a map count as this process's memory until flushed."""
-
-    def __init__(self, folder, meta, V, C, W):
-        self.folder, self.meta, self.partial = folder, meta, str(folder).rstrip("/\\") + ".partial"
-        if os.path.isdir(folder) and os.listdir(folder) and not os.path.exists(os.path.join(folder, "subject.json")):
-            fail(f"--out {folder}: holds files, but is no prepared subject; name a new folder")
-        shutil.rmtree(self.partial, ignore_errors=True)
-        os.makedirs(self.partial)
-        self.files, self.hashes, T = {}, {}, sum(meta["frames_per_run"])
-        for name, shape in {"fmri": (T, V), "eeg": (T, C, W)}.items():
-            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-            self.hashes[name] = hashlib.blake2b(digest_size=8)
-            self.files[name] = open(self.path(f"{name}.npy"), "wb")
-            np.lib.format.write_array_header_1_0(self.files[name], header)
-
-    def path(self, name):
-        return os.path.join(self.partial, name)
-
-    def add(self, fmri, eeg, *sources):
-        for name, array in (("fmri", fmri), ("eeg", eeg)):  # [t,V], [t,C,W]
-            if not np.isfinite(array).all():
-                fail(f"{sources}: {np.sum(~np.isfinite(array))} {name} values are NaN or infinite; set them to 0")
-            self.files[name].write(values := np.ascontiguousarray(array, "<f4").data)
-            self.hashes[name].update(values)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, error, *_):
-        for file in self.files.values():
-            file.close()
-        if error:
-            return
-        stops = np.cumsum(self.meta.pop("frames_per_run")).tolist()
-        self.meta["runs"] = [list(r) for r in zip([0] + stops[:-1], stops)]
-        self.meta["checksums"] = {name: h.hexdigest() for name, h in self.hashes.items()}
-        with open(self.path("subject.json"), "w") as f:
-            json.dump(self.meta, f, indent=1)
-        shutil.rmtree(self.folder, ignore_errors=True)
-        os.rename(self.partial, self.folder)
-
 def open_bold(path):
-    """Array-like [volumes,V] that reads when sliced; TR and brain-model axis, or None."""
+    """Array-like [volumes,V] that reads when sliced; TR and brain-model axis, or None for a .npy."""
     if path.endswith(".npy"):
-        return load_npy(path, 2), None, None
+        return files.load_npy(path, 2), None, None
     try:
         image = nib.load(path, mmap=False)  # mapped pages would count as memory
         series, space = image.header.get_axis(0), image.header.get_axis(1)
-        return image.dataobj, float(series.step), space
     except Exception as error:  # nibabel raises many kinds
-        fail(f"{path}: not a CIFTI-2 dense series ({error}); expected .dtseries.nii or .npy [volumes, V]")
+        fail(f"{path}: not readable as CIFTI-2 ({str(error)[:150]}); expected a .dtseries.nii or .npy [volumes, V] (CIFTI-1: "
+             "wb_command -file-convert -cifti-version-convert OLD 2 NEW)", error)
+    if not isinstance(series, nib.cifti2.SeriesAxis) or not isinstance(space, nib.cifti2.BrainModelAxis):
+        fail(f"{path}: has axes {type(series).__name__} and {type(space).__name__}; expected a dense series "
+             "(.dtseries.nii): SeriesAxis and BrainModelAxis")
+    if series.unit != "SECOND":
+        fail(f"{path}: its series is in {series.unit}; expected SECOND")
+    return image.dataobj, float(series.step), space
+
+def read_bold(path, bold, rows):
+    try:
+        frames = np.asarray(bold[rows])  # [t,V]
+    except Exception as error:  # of many kinds
+        fail(f"{path}: is cut short or damaged ({error}); copy it again", error)
+    check_finite(frames, path, bold, "volume", "vertex")
+    return frames
 
 def prepare_runs(a):
     """One BOLD file and one continuous EEG .npy [C, samples] a run; EEG sample 0 = first volume."""
@@ -179,35 +138,42 @@ def prepare_runs(a):
     bolds, eegs = (sorted(glob.glob(g), key=natural) for g in (a.bold, a.eeg))  # run-2 before run-10
     if not bolds or len(bolds) != len(eegs):
         fail(f"--bold {a.bold} finds {len(bolds)} files, --eeg {a.eeg} {len(eegs)}; expected one of each a run")
-    plan, tr, space = [], a.tr, None
+    plan, same = [], None
     for bold_path, eeg_path in zip(bolds, eegs):
-        bold, bold_tr, bold_space = open_bold(bold_path)
-        tr = tr or bold_tr or fail(f"{bold_path}: an array has no TR; give it with --tr, in seconds")
-        C, samples = load_npy(eeg_path, 2).shape
-        if plan and (bold.shape[1], bold_space, bold_tr, a.channels or C) != same:
-            fail(f"{bold_path}, {eeg_path}: grayordinates, TR or channels are not those of {bolds[0]}, {eegs[0]}")
-        same, space = (bold.shape[1], bold_space, bold_tr, a.channels or C), bold_space
+        bold, bold_tr, space = open_bold(bold_path)
+        tr = a.tr or bold_tr or fail(f"{bold_path}: says no TR; give it with --tr, in seconds")
+        check_tr("--tr" if a.tr else bold_path, tr)
+        C, samples = files.load_npy(eeg_path, 2).shape
+        found = {"grayordinates": bold.shape[1], "s TR": tr, "EEG channels": a.channels or C, "places in the brain": space}
+        same = same or found
+        for what in [w for w in found if found[w] != same[w]]:
+            numbers = "" if what == "places in the brain" else f" ({found[what]:g}, {same[what]:g})"
+            fail(f"{bold_path}, {eeg_path}: other {what} than {bolds[0]}, {eegs[0]}{numbers}; expected runs of one session")
+        if C > samples:
+            fail(f"{eeg_path}: has shape [{C}, {samples}]; expected [channels, samples]: save its transpose")
         scan, recorded = bold.shape[0] * tr, samples / a.fs
         if recorded < scan - a.delay - tr or recorded > 1.5 * scan + 60:
-            fail(f"{eeg_path}: {C} channels x {samples} samples last {recorded:.1f} s at --fs {a.fs:g}, its BOLD "
-                 f"{scan:.1f} s; expected [channels, samples] of the same run at the right rate")
+            fail(f"{eeg_path}: {samples:,} samples of {C} channels last {recorded:.1f} s at --fs {a.fs:g}, but "
+                 f"{bold_path} {scan:.1f} s, {bold.shape[0]} volumes of {tr:g} s; expected the same run, the right rate, "
+                 "and BOLD as [volumes, V]")
         first, starts = eeg_windows(samples, bold.shape[0], tr, a.fs, a.delay)
         if not starts or C < (a.channels or 1):
-            fail(f"{eeg_path}: {C} channels, {recorded:.1f} s: too few for --channels, or no whole window of a frame")
+            fail(f"{eeg_path}: has {C} channels, and {len(starts)} frames with a whole window of EEG; expected "
+                 f"{a.channels or 1} (--channels) or more, and one frame or more")
         plan.append((bold_path, eeg_path, bold, first, starts))
         print(f"{bold_path} + {eeg_path}: {len(starts)} of {bold.shape[0]} volumes have their EEG")
-    C, W, V = a.channels or C, round(tr * a.fs), plan[0][2].shape[1]
+    C, W, V = a.channels or C, round(tr * a.fs), bold.shape[1]
     meta = {"tr": tr, "fs": a.fs, "delay": a.delay, "first_volume": [p[3] for p in plan],
             "source": [[os.path.abspath(p[0]), os.path.abspath(p[1])] for p in plan],
             "frames_per_run": [len(p[4]) for p in plan]}
-    with Writer(a.out, meta, V, C, W) as out, tqdm(total=sum(meta["frames_per_run"]), unit="frame") as bar:
+    with files.prepared(a.out, meta, V, C, W) as out, tqdm(total=sum(meta["frames_per_run"]), unit="frame") as bar:
         save_space(out, a.parcels, space, V)
         for bold_path, eeg_path, bold, first, starts in plan:
             for i in range(0, len(starts), 256):  # CIFTI files keep time contiguous: small blocks read slowly
-                block, eeg = starts[i: i + 256], load_npy(eeg_path, 2)  # opened anew, its pages read are let go
-                frames = np.asarray(bold[first + i: first + i + len(block)])
+                block, eeg = starts[i: i + 256], files.load_npy(eeg_path, 2)  # opened anew, its pages read are let go
                 windows = np.stack([eeg[:C, s: s + W] for s in block])
-                out.add(frames, windows, bold_path, eeg_path)
+                check_finite(windows, eeg_path, eeg, "channel", "sample")
+                out.add(read_bold(bold_path, bold, slice(first + i, first + i + len(block))), windows, eeg_path)
                 bar.update(len(block))
 
 def prepare_frames(a):
@@ -220,32 +186,36 @@ def prepare_frames(a):
     bold, eeg = numbered(a.bold), numbered(a.eeg)
     numbers = sorted(bold.keys() & eeg.keys())
     if not numbers:
-        fail(f"--bold {a.bold} has {len(bold)} files NUMBER.npy, --eeg {a.eeg} {len(eeg)}; none share a number")
-    tr = a.tr or fail("--tr: files of single frames do not say it; give it in seconds (CineBrain: 0.8)")
+        fail(f"--bold {a.bold} has {len(bold)} files NUMBER.npy, --eeg {a.eeg} {len(eeg)}; expected files that share a number")
+    check_tr("--tr (files of single frames do not say it; CineBrain: 0.8)", a.tr)
     place = np.array(numbers) - min(bold.keys() | eeg.keys())
     per_run = a.frames_per_run or place[-1] + 1
     edges = [0, *(np.flatnonzero((np.diff(place) > 1) | (np.diff(place // per_run) > 0)) + 1), len(place)]
-    V, (C, W) = load_npy(bold[numbers[0]], 1).shape[0], load_npy(eeg[numbers[0]], 2).shape
+    V, (C, W) = files.load_npy(bold[numbers[0]], 1).shape[0], files.load_npy(eeg[numbers[0]], 2).shape
     C, space = a.channels or C, open_bold(a.space)[2] if a.space else None
-    if space is not None and len(space) != V:
-        fail(f"--space {a.space}: has {len(space)} grayordinates, the frames have {V}")
-    meta = {"tr": tr, "fs": W / tr, "delay": 0.0, "delay_in_files": a.delay, "first_number": [numbers[i] for i in edges[:-1]],
-            "first_volume": [int(place[i] % per_run) for i in edges[:-1]], "frames_per_run": np.diff(edges).tolist(),
-            "source": [os.path.abspath(a.bold), os.path.abspath(a.eeg)]}
+    if a.space and (space is None or len(space) != V):
+        fail(f"--space {a.space}: has {len(space or ()):,} grayordinates, the frames have {V:,}; expected a .dtseries.nii of them")
+    meta = {"tr": a.tr, "fs": W / a.tr, "delay": 0.0, "delay_in_files": a.delay,
+            "first_number": [numbers[i] for i in edges[:-1]], "first_volume": [int(place[i] % per_run) for i in edges[:-1]],
+            "frames_per_run": np.diff(edges).tolist(), "source": [os.path.abspath(a.bold), os.path.abspath(a.eeg)]}
     if a.split:  # a list of clips {"fmri": [paths], "eeg": [paths], ...}; the number in a path is the frame's
-        with open(a.split, encoding="utf-8") as f:
-            test = {int(re.search(r"(\d+)\.npy$", path)[1]) for clip in json.load(f) for path in clip["fmri"]}
-        meta["split"] = {"train": [i for i, n in enumerate(numbers) if n not in test],
-                         "test": [i for i, n in enumerate(numbers) if n in test]}
+        try:
+            with open(a.split, encoding="utf-8") as f:
+                test = {int(re.search(r"(\d+)\.npy$", path)[1]) for clip in json.load(f) for path in clip["fmri"]}
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            fail(f"--split {a.split}: not a list of clips {{\"fmri\": [\".../NUMBER.npy\", ...]}} ({error!r})", error)
+        meta["split"] = {part: [i for i, n in enumerate(numbers) if (n in test) == (part == "test")] for part in ("train", "test")}
         if not 0 < len(meta["split"]["test"]) < len(numbers):
-            fail(f"{a.split}: names {len(meta['split']['test'])} of {len(numbers)} frames; expected some, not all")
-    with Writer(a.out, meta, V, C, W) as out:
+            fail(f"--split {a.split}: names {len(meta['split']['test'])} of {len(numbers)} frames; expected some, not all")
+    with files.prepared(a.out, meta, V, C, W) as out:
         save_space(out, a.parcels, space, V)
         for i in tqdm(numbers, unit="frame"):
-            x, s = load_npy(bold[i], 1), load_npy(eeg[i], 2)
+            x, s = files.load_npy(bold[i], 1), files.load_npy(eeg[i], 2)
             if x.shape != (V,) or s.shape[0] < C or s.shape[1] != W:
                 fail(f"{bold[i]}, {eeg[i]}: shapes {x.shape}, {s.shape}; expected {(V,)}, ({C} or more, {W})")
-            out.add(x[None], s[None, :C], bold[i], eeg[i])
+            check_finite(x, bold[i], x, "vertex")
+            check_finite(s[:C], eeg[i], s, "channel", "sample")
+            out.add(x[None], s[None, :C], eeg[i])
 
 # ---- 3. Regions, CIFTI -----------------------------------------------------------------
 
@@ -265,26 +235,26 @@ def save_space(out, parcels, space, V):
     rois = {}
     for path in parcels or []:
         if path.endswith(".npy"):
-            mask = load_npy(path, 1)
-            if mask.dtype != bool or mask.shape != (V,):
-                fail(f"{path}: is {mask.dtype} {mask.shape}, expected bool ({V},)")
+            mask = files.load_npy(path, 1, kinds="b")
+            if mask.shape != (V,):
+                fail(f"--parcels {path}: has shape {mask.shape}; expected ({V},), a value for each vertex")
             rois[os.path.basename(path)[:-4]] = np.array(mask)
             continue
         try:
             image = nib.load(path)
             labels, models = image.header.get_axis(0).label[0], image.header.get_axis(1)
         except Exception as error:  # nibabel raises many kinds
-            fail(f"{path}: not readable as a CIFTI-2 .dlabel.nii ({error}); expected that or a boolean .npy [{V}]")
+            fail(f"--parcels {path}: not readable as a CIFTI-2 .dlabel.nii ({error}); expected that or a boolean .npy [{V}]", error)
         names = np.array([labels[int(v)][0].removesuffix("_ROI") for v in np.asarray(image.dataobj[0])])
         if space is None and V != len(models) or space and not models.nvertices.items() <= space.nvertices.items():
-            fail(f"{path}: its surfaces are not those of the frames, or the frames' are unknown; give .npy masks")
+            fail(f"--parcels {path}: its surfaces are not those of the frames, or the frames' are unknown; give .npy masks")
         # A place is a structure and a vertex index, or a structure and a voxel's i, j, k.
         places = lambda axis: zip(axis.name, axis.vertex, map(tuple, axis.voxel))  # noqa: E731
         name_at = dict(zip(places(models), names))
         found = names if space is None else np.array([name_at.get(p, "") for p in places(space)])
         rois.update({region: np.isin(found, members) for region, members in REGIONS.items()})
         if not rois["visual"].any():
-            fail(f"{path}: no parcel is named as in HCP MMP 1.0, such as L_V1_ROI; found {sorted(set(names))[:5]}")
+            fail(f"--parcels {path}: no parcel is named as in HCP MMP 1.0, such as L_V1_ROI; found {sorted(set(names))[:5]}")
     if rois:
         np.savez(out.path("rois.npz"), **rois)
         print("regions: " + ", ".join(f"{k} {int(m.sum()):,}" for k, m in rois.items()))
@@ -295,7 +265,8 @@ def save_cifti(path, values, rows, space):
     series = isinstance(rows, nib.cifti2.SeriesAxis)
     image.nifti_header.set_intent("NIFTI_INTENT_CONNECTIVITY_DENSE_" + ("SERIES" if series else "SCALARS"))
     nib.imageglobals.logger.setLevel(40)  # nibabel warns about voxel sizes, which CIFTI does not have
-    nib.save(image, path)
+    with files.writing(path):
+        nib.save(image, path)
 
 def save_dtseries(path, frames, space, tr, start):
     """Frames [T,V] in raw units as dense series; start in seconds after the run's first volume."""
@@ -307,7 +278,7 @@ def mapped(name, ndim):
     """An array of a subject's folder, or None. Opened anew for each reading: the pages read through a memory map count as
     this process's memory for as long as it is open, and would in the end be the whole file."""
     path = lambda self: os.path.join(self.folder, name)  # noqa: E731
-    return property(lambda self: load_npy(path(self), ndim) if os.path.exists(path(self)) else None)
+    return property(lambda self: files.load_npy(path(self), ndim, kinds="f") if os.path.exists(path(self)) else None)
 
 class Subject:
     """A prepared subject, memory-mapped. Frames stay in raw units on disk; see `Normaliser`."""
@@ -317,15 +288,18 @@ class Subject:
     def __init__(self, folder):
         def there(name, read):
             path = os.path.join(folder, name)
-            return read(path) if os.path.exists(path) else None
-        self.folder, self.meta = folder, there("subject.json", lambda path: json.load(open(path)))
-        if self.meta is None:
-            fail(f"{folder}: no subject.json there; prepare the subject with data.py, or leave --data out")
-        self.tr, self.runs = self.meta["tr"], self.meta["runs"]
-        if self.fmri is None or self.eeg is None:
-            fail(f"{folder}: fmri.npy or eeg.npy is missing there; prepare the subject again with data.py")
-        self.rois = dict(there("rois.npz", np.load) or {})
+            try:
+                return read(path) if os.path.exists(path) else None
+            except Exception as error:  # of many kinds
+                fail(f"{path}: not readable ({error!r}); prepare the subject again with data.py", error)
+        self.folder, self.meta = folder, there("subject.json", lambda path: json.load(open(path, encoding="utf-8")))
+        if self.meta is None or self.fmri is None or self.eeg is None:
+            fail(f"{folder}: no prepared subject there (subject.json, fmri.npy, eeg.npy); prepare it with data.py, or leave "
+                 "--data out for the synthetic one")
+        self.rois = there("rois.npz", lambda path: dict(np.load(path, allow_pickle=False))) or {}
         self.space = there("space.dscalar.nii", lambda path: nib.load(path).header.get_axis(1))
+        check_subject(self)
+        self.tr, self.runs = self.meta["tr"], self.meta["runs"]
 
     def when(self, frame):
         """The run that a frame is of, counting from 1, and its seconds after the first volume of that run."""
@@ -420,7 +394,8 @@ def shift_windows(eeg, samples):
     recording = eeg.transpose(1, 2).flatten(2)[..., samples: samples + L * W]  # [B,C,LW]
     return recording.unflatten(-1, (L, W)).transpose(1, 2)                     # [B,L,C,W]
 
-def main():
+@script
+def main(argv=None):
     p = argparse.ArgumentParser(description="Prepare one subject's EEG and fMRI for train.py.")
     add = p.add_argument
     add("--bold", required=True, help="glob of a .dtseries.nii or .npy [volumes, V] a run; or a folder of frames")
@@ -434,7 +409,9 @@ def main():
     add("--space", help="folders: a .dtseries.nii of the frames' grayordinates, to get regions and CIFTI results")
     add("--parcels", nargs="+", help="regions: an HCP MMP 1.0 .dlabel.nii and/or boolean .npy masks [V]")
     add("--split", help="folders: a CineBrain JSON of test clips (default: the last fifth of the runs)")
-    a = p.parse_args()
+    add("--debug", action="store_true", help="show where an error came from")
+    a = p.parse_args(argv)
+    check_positive(a, "fs", "tr", "channels", "frames_per_run")
     if os.path.isdir(a.bold) != os.path.isdir(a.eeg):
         fail(f"--bold {a.bold}, --eeg {a.eeg}: one is a folder of frames; expected both or neither")
     (prepare_frames if os.path.isdir(a.bold) else prepare_runs)(a)

@@ -10,10 +10,10 @@ stands beside its controls, and what was observed is never scored.
 """
 import argparse
 import functools
-import glob
 import json
 import math
 import os
+import re
 import time
 
 import numpy as np
@@ -21,10 +21,12 @@ import torch
 from tqdm import tqdm
 
 import data
-import tools
+from tools import files, machine, show
+from tools.errors import check_positive, check_values, fail, script
 from neuroframes import GaussianPrior, LinearAutoencoder, NeuroFrames, Observation, range_null_projection, sample
 
-METRICS, LATENTS_AT_ONCE = ("mse", "r", "cos"), 2**25  # samples x points x latents that are drawn together: 134 MB, a dozen times
+METRICS = ("mse", "r", "cos")
+LATENTS_AT_ONCE = 2**25  # samples x points x latents that are drawn together: 134 MB, a dozen times
 def parse(argv=None):
     p = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = p.add_argument
@@ -48,45 +50,62 @@ def parse(argv=None):
     add("--batch-size", type=int, default=16, help="windows, with all their samples, at a time; lower it if memory runs out")
     add("--seed", type=int, default=0, help="of the noise and of the shuffled EEG")
     add("--device", help="cpu, cuda or mps (default: the best there is)")
-    add("--plot", action="store_true", help="draw plot.png (needs matplotlib)")
+    add("--plot", action="store_true", help="draw plot.png, vertices by time (needs matplotlib)")
+    add("--surfaces", nargs=2, metavar=("LEFT", "RIGHT"), help="two .surf.gii: draw surfaces.png, maps of the cortex")
+    add("--debug", action="store_true", help="show where an error came from")
     a = p.parse_args(argv)
     if a.interrecon and a.gap is None and not (a.anchors or a.observe):
         a.gap = 2
     a.interrecon = a.interrecon or not a.gap is a.anchors is a.observe is None
-    if a.gap == 0 or min(a.gap or 1, a.upsample, a.steps, a.batch_size, a.samples - a.calibrate) < 1:
-        data.fail(f"--gap {a.gap} --upsample {a.upsample} --steps {a.steps} --batch-size {a.batch_size} --samples {a.samples}: "
-                  "expected 1 or more, and 2 samples to --calibrate")
+    check_positive(a, "gap", "frames", "window", "upsample", "samples", "steps", "batch_size")
+    if a.calibrate and a.samples < 2:
+        fail(f"--samples {a.samples}: --calibrate needs 2 or more, to have a spread")
     return a
 
 def load(path, device):
-    """(checkpoint dict, model, autoencoder, normaliser). Plain tensors and values only: no pickled code is run."""
-    if not os.path.exists(path):
-        data.fail(f"{path}: no such checkpoint; train one first (python train.py), or name it with --ckpt")
-    ckpt = torch.load(path, map_location=device, weights_only=True)
-    model = NeuroFrames(**ckpt["config"]).to(device).eval()
-    model.load_state_dict(ckpt["model"])
-    model.dit.forward = tools.fast_products(model.dit.width)(model.dit.forward)
-    autoencoder = LinearAutoencoder(*ckpt["autoencoder"]["E"].shape[::-1], joint="D" in ckpt["autoencoder"]).to(device)
-    autoencoder.load_state_dict(ckpt["autoencoder"])
-    return ckpt, model, autoencoder, data.Normaliser(**{k: v.cpu() for k, v in ckpt["normaliser"].items()})
+    """(checkpoint dict, model, autoencoder, normaliser) of the file that train.py wrote."""
+    ckpt = files.load_checkpoint(path, device, "config", "model", "autoencoder", "normaliser", "settings", "subject", "checksums")
+    with files.this_version(path):
+        model = NeuroFrames(**ckpt["config"]).to(device).eval()
+        model.load_state_dict(ckpt["model"])
+        model.dit.forward = machine.fast_products(model.dit.width)(model.dit.forward)
+        autoencoder = LinearAutoencoder(*ckpt["autoencoder"]["E"].shape[::-1], joint="D" in ckpt["autoencoder"]).to(device)
+        autoencoder.load_state_dict(ckpt["autoencoder"])
+        return ckpt, model, autoencoder, data.Normaliser(**{k: v.cpu() for k, v in ckpt["normaliser"].items()})
+
+def load_subject(folder, ckpt, path):
+    """The data.Subject of a folder, on which the checkpoint of this path can be used."""
+    subject, config = data.Subject(folder), ckpt["config"]
+    found = (subject.fmri.shape[1], *subject.eeg.shape[1:])                  # V, C, W
+    trained = (len(ckpt["normaliser"]["mean"]), config["channels"], config["samples"])
+    if found != trained:
+        fail(f"{folder}: has {found[0]:,} vertices, {found[1]} EEG channels of {found[2]} samples a frame, {path} was trained on "
+             f"{trained[0]:,}, {trained[1]} and {trained[2]}; prepare it with the same --channels, --fs and space, or train on it")
+    if subject.meta["checksums"] != ckpt["checksums"]:
+        machine.say(f"note: {path} was not trained on {folder}; its test runs may not be unseen")
+        check_values(subject)
+    return subject
 
 def observed_rows(a, K, subject):
     """bool [P,V]: which vertices are observed. Frame k of a stretch has row k mod P."""
     V, seen, rows = subject.fmri.shape[1], [], np.zeros((1, subject.fmri.shape[1]), bool)
     if a.observe:
         if a.observe not in subject.rois and not os.path.exists(a.observe):
-            data.fail(f"--observe {a.observe}: neither a file nor a region of {subject.folder}: {', '.join(subject.rois)}")
-        rows = np.atleast_2d(subject.rois[a.observe] if a.observe in subject.rois else data.load_npy(a.observe, 1, 2))
-        if rows.dtype != bool or rows.shape[1] != V:
-            data.fail(f"--observe {a.observe}: is {rows.dtype} {rows.shape}, expected bool [{V}] or [frames, {V}]")
+            fail(f"--observe {a.observe}: neither a file nor a region of {subject.folder}: {', '.join(subject.rois)}")
+        rows = np.atleast_2d(subject.rois[a.observe] if a.observe in subject.rois else files.load_npy(a.observe, 1, 2, kinds="b"))
+        if rows.shape[1] != V:
+            fail(f"--observe {a.observe}: has shape {rows.shape}; expected [{V}] or [frames, {V}]")
     if a.gap or a.anchors:
+        if a.anchors and not re.fullmatch(r"\d+(,\d+)*", a.anchors):
+            fail(f"--anchors {a.anchors}: expected numbers of frames with commas between, such as 0,9")
         seen = sorted({int(k) for k in a.anchors.split(",")}) if a.anchors else range(0, K, a.gap)
-        if not 0 <= seen[0] <= seen[-1] < K or len(seen) == K:
-            data.fail(f"--gap {a.gap}, --anchors {a.anchors}: expected some, not all, of frames 0 to {K - 1}")
+        if seen[-1] >= K or len(seen) == K:
+            fail(f"--gap {a.gap}, --anchors {a.anchors}: expected some, not all, of frames 0 to {K - 1} (--frames {K})")
         rows = np.tile(rows, (math.lcm(K, len(rows)) // len(rows), 1))
     rows = rows | np.isin(np.arange(len(rows)) % K, seen)[:, None]
     if a.interrecon and (rows.all() or not rows.any()):
-        data.fail(f"--observe {a.observe}: observes all or nothing; expected some vertices, not all")
+        fail(f"--observe {a.observe}, --gap {a.gap}, --anchors {a.anchors}: all or nothing would be observed; expected some, such "
+             "as --anchors 0,9")
     return rows
 
 # ---- Scores ----------------------------------------------------------------------------
@@ -141,42 +160,6 @@ def calibration(error, std):
 def calibration_summary(s):
     return {"coverage_50": s[0] / s[5], "coverage_90": s[1] / s[5], "crps": s[2] / s[5], "spread_to_error": (s[3] / s[4]) ** 0.5}
 
-def report(metrics, summary, scores):
-    """The table on the terminal, and what it says in plain words."""
-    n, spread = metrics["samples"], metrics["calibration"]
-    names = {"neuroframes": f"NeuroFrames, mean of {n}", "neuroframes_1": "NeuroFrames, one sample",
-             "shuffled_eeg": f"  with shuffled EEG, mean of {n}", "no_null_space": f"  without null space, mean of {n}",
-             "mean_frame": "mean training frame", "linear": "linear interpolation", "gaussian": "Gaussian conditional",
-             "ceiling": "all that the EEG can tell"}
-    pairs = [scores.windows[m]["whole"] for m in ("neuroframes", "shuffled_eeg")]
-    print(f"\n{metrics['mode']}: {sum(map(len, pairs[0])):,} of {metrics['test_frames']:,} test frames scored, in windows of "
-          f"{metrics['frames']}; {metrics['steps']} steps, eta {metrics['eta']:g}\n"
-          "mean over frames +- standard deviation over windows, in z-scores")
-    for region in summary["neuroframes"]:
-        print(f"\n{region:34}{'MSE':>15}{'r':>17}{'cos':>17}")
-        for method in [m for m in names if m in summary]:
-            row = summary[method][region]
-            print(f"{names[method]:34}" + "".join(f"{row[m]['mean']:10.3f} +- {row[m]['std']:.3f}" for m in METRICS))
-    if spread:
-        print(f"\n{'spread of the samples':38}{'in 50%':>9}{'in 90%':>9}{'CRPS':>8}{'spread / error':>16}")
-        for name, c in spread.items():
-            print(f"{name:38}{c['coverage_50']:9.1%}{c['coverage_90']:9.1%}{c['crps']:8.3f}{c['spread_to_error']:16.2f}")
-        off = "too narrow" if c["coverage_90"] < 0.88 else "too wide" if c["coverage_90"] > 0.92 else "about right"
-        print(f"The 90% intervals ({name}) hold the truth in {c['coverage_90']:.0%} of cases: they are {off}.")
-    wins, windows = sum(u[:, 1].mean() > v[:, 1].mean() for u, v in zip(*pairs)), len(pairs[0])
-    # Were both alike, wins would be a fair coin's, and n/2 + sqrt(n) two standard deviations more than half.
-    helped = "The EEG helped" if wins > windows / 2 + windows**0.5 else (
-        "The EEG did not help measurably" if windows > 4 else "Too few windows to tell whether the EEG helped")
-    r, mse = ({method: regions["whole"][m]["mean"] for method, regions in summary.items()} for m in ("r", "mse"))
-    possible = f" of a possible {r['ceiling']:.3f}" if "ceiling" in r and metrics["mode"] == "direct" else ""
-    print(f"\n{helped}: r {r['neuroframes']:.3f}{possible} with it, {r['shuffled_eeg']:.3f} with shuffled EEG "
-          f"(better in {wins} of {windows} windows).")
-    if metrics["residual_before"] is not None:
-        beaten = {m: "beats" if mse["neuroframes"] < mse[m] else "does not beat" for m in names if m in mse}
-        print(f"The null space: MSE {mse['neuroframes']:.3f}, {mse['no_null_space']:.3f} without it; {beaten['linear']} linear "
-              f"interpolation ({mse['linear']:.3f}), {beaten['gaussian']} the Gaussian conditional ({mse['gaussian']:.3f}). "
-              f"Residual {metrics['residual_before']:.3f} (rms) before the last projection, {metrics['anchor_residual']:g} after.")
-
 # ---- Whole runs from windows -----------------------------------------------------------
 def encode_eeg(model, subject, normaliser, segments, upsample, device, block=64):
     """EEG tokens [T,upsample,d_e] of the segments' frames, those of one frame cut TR / upsample apart."""
@@ -211,13 +194,13 @@ class Windows:
         times = (e - self.start[:, None]).float().repeat(len(h), 1).to(h.device)                    # [Bn,L]
         tokens = h[:, e.to(h.device)].transpose(2, 3).flatten(0, 1)                                 # [Bn,u,L,d_e]
         modulations = functools.lru_cache(1)(lambda n: model.dit.modulations(torch.tensor([n], device=h.device)))
-        batch_size = min(batch_size, math.ceil(len(tokens) / tools.WORLD))  # torchrun's processes share the windows
-        models = [model.eps_model(*c, self.K, modulations) if i % tools.WORLD == tools.RANK else None
+        batch_size = min(batch_size, math.ceil(len(tokens) / machine.WORLD))  # torchrun's processes share the windows
+        models = [model.eps_model(*c, self.K, modulations) if i % machine.WORLD == machine.RANK else None
                   for i, c in enumerate(zip(tokens.split(batch_size), times.split(batch_size)))]
         def eps(z_n, n):
             parts = z_n[:, self.index].unflatten(0, (samples, -1)).flatten(1, 2).split(batch_size, 1)  # [S,<=Bn,Ku,d]
             out = [f(part.flatten(0, 1), n).unflatten(0, (samples, -1)) if f else 0 * part for f, part in zip(models, parts)]
-            return tools.summed(self.blend(torch.cat(out, 1).unflatten(1, (len(h), -1)).flatten(0, 1)))  # [SB,Tu,d]
+            return machine.summed(self.blend(torch.cat(out, 1).unflatten(1, (len(h), -1)).flatten(0, 1)))  # [SB,Tu,d]
         return eps
 
     def projection(self, observation, prior, kinds, y):
@@ -239,34 +222,39 @@ class Windows:
         return project
 
 # ---- The run ---------------------------------------------------------------------------
-def main(argv=None, also=lambda method, k, x_hat: None):  # also: gets every method's test frames x_hat [k,V] at places k
-    a = parse(argv)
-    device = tools.pick_device(a.device)
-    with tools.memory_advice(device, a, "batch_size", "samples"):
-        reconstruct(a, device, also)
-    tools.part()
+@script
+def main(argv=None, also=lambda method, k, x_hat: None):
+    """also: gets every method's test frames, x_hat [k,V] in z-scores at places k (benchmarks score them in other ways)."""
+    a, began = parse(argv), time.time()
+    device = machine.pick_device(a.device)
+    out = os.path.join(a.out or os.path.dirname(a.ckpt) or ".", "interrecon" if a.interrecon else "direct")
+    with machine.memory_advice(device, a, "batch_size", "samples"), files.whole(out) as partial:
+        reconstruct(a, device, partial, also, began)
+    machine.say(f"wrote {out} in {time.time() - began:.1f} s")
+    machine.part()
 
 @torch.no_grad()
-def reconstruct(a, device, also):
-    began, leader = time.time(), tools.RANK == 0  # of torchrun's processes all draw, and the first scores and writes
+def reconstruct(a, device, out, also, began):
+    """Draw, score and write the test frames into the folder `out`. (With torchrun all draw, the first scores and writes.)"""
+    leader = machine.RANK == 0
     ckpt, model, autoencoder, normaliser = load(a.ckpt, device)
-    subject = data.Subject(a.data or ckpt["subject"])
-    if subject.meta["checksums"] != ckpt["checksums"]:
-        tools.say(f"note: {a.ckpt} was not trained on {subject.folder}; its test runs may not be unseen")
+    subject = load_subject(a.data or ckpt["subject"], ckpt, a.ckpt)
+    surfaces = show.Surfaces(a.surfaces, subject.space, subject.folder) if a.surfaces else None
+    if a.plot:
+        show.pyplot()  # if it is missing, say so now and not at the end
     V, d, S, u, settings = subject.fmri.shape[1], autoencoder.latent_dim, a.samples, a.upsample, ckpt["settings"]
     K, window = a.frames or settings["frames"], a.window or settings["frames"] * (3 if settings["vary"] else 1)
     overlap = window // 2 if a.overlap is None else a.overlap
     if not 0 <= overlap < window or u > 1 and model.prior is None:
-        data.fail(f"--overlap {overlap}: expected 0 to {window - 1}; --upsample {u}: above 1 takes a model with --prior gaussian")
+        fail(f"--overlap {overlap}: expected 0 to {window - 1}; --upsample {u}: above 1 takes a model with --prior gaussian")
     splits = {s: subject.segments(s, not settings["no_validation"]) for s in ("train", "val", "test")}
     if not splits["test"] or a.calibrate and not splits["val"]:
-        data.fail(f"{subject.folder}: the split leaves no test frames, or none for --calibrate to validate on")
+        fail(f"{subject.folder}: its split leaves no test frames, or no validation frames for --calibrate; prepare it from two "
+             "runs or more (four for --calibrate)")
     rows, of_frame = np.unique(observed_rows(a, K, subject), axis=0, return_inverse=True)
     held = a.interrecon and not a.no_null_space
-    out = os.path.join(a.out or os.path.dirname(a.ckpt) or ".", "interrecon" if a.interrecon else "direct")
-    os.makedirs(out, exist_ok=True)
-    for old in glob.glob(os.path.join(out, "recon*.dtseries.nii")) + glob.glob(os.path.join(out, "std.npy")) if leader else []:
-        os.remove(old)  # of an earlier run, with other frames or samples
+
+    # ---- what training frames say: what latents leave out, the covariance of latents in time
     fetch = lambda frames: torch.from_numpy(normaliser.zscore(subject.fmri[frames]))  # noqa: E731    [k,V]
     index = np.concatenate([np.arange(low, high) for low, high in splits["train"]])
     few = fetch(index[:: math.ceil(len(index) / 512)]).to(device)                                   # [n <= 512,V]
@@ -277,9 +265,12 @@ def reconstruct(a, device, also):
         gaussian.fit([torch.cat([autoencoder.encode(fetch(slice(i, min(i + 256, high))).to(device)).cpu()
                                  for i in range(low, high, 256)]) for low, high in splits["train"]])
     prior, generator = gaussian if a.projection == "weighted" else None, torch.Generator().manual_seed(a.seed)
+
     def draw(name, stretches, y, kinds, h):
-        """z [S,k,u,d] of a few stretches of frames, from EEG tokens h [T,u,d_e]; without EEG the Gaussian conditional mean."""
-        S, lengths, begin = 1 if h is None else a.samples, sorted({high - low for low, high in stretches}), stretches[0][0]
+        """z [S,k,u,d] of a few stretches of frames, from EEG tokens h [T,u,d_e]; without EEG the Gaussian conditional
+        mean. y [T,d] and kinds [T]: what was observed of each frame, see Observation."""
+        S, begin = 1 if h is None else a.samples, stretches[0][0]
+        lengths = sorted({high - low for low, high in stretches})
         bar = tqdm(total=len(lengths) * a.steps, desc=name, unit="step", disable=h is None or not leader)
         z = torch.zeros(S, stretches[-1][1] - begin, u, d)
         for T in lengths:  # stretches of one length go together: all are observed alike from their first frame on
@@ -287,17 +278,20 @@ def reconstruct(a, device, also):
             w, shape = Windows(T, window, overlap, u), (S * len(k), T * u, d)
             project = w.projection(observation, gaussian if h is None else prior, kinds[k[0].numpy()], y[k].to(device))
             if h is None:
-                made = torch.zeros(shape, device=device) if project is None else project(torch.zeros(shape, device=device), 0.0)
+                made = torch.zeros(shape, device=device)
+                made = made if project is None else project(made, 0.0)
             else:
                 network = w.eps_model(model, h[k.to(device)], settings["context"], S, a.batch_size)
                 made = sample(lambda z_n, n: (network(z_n, n), bar.update())[0], shape, model.schedule, a.steps, a.eta,
-                              reuse_eps=prior is None, generator=generator, project=project, antithetic=S % 2 == 0, device=device)
+                              reuse_eps=prior is None, generator=generator, project=project, antithetic=S % 2 == 0,
+                              device=device)
             z[:, k - begin] = made.cpu().view(S, len(k), T, u, d)
+        bar.close()
         return z
+
     T, points = sum(high - low for low, high in splits["test"]), {"recon": u, "truth": 1, **({"std": u} if S > 1 else {})}
-    arrays = {name: os.path.join(out, f"{name}.npy") for name in points}
-    for name, n in points.items() if leader else ():
-        np.lib.format.open_memmap(arrays[name], "w+", np.float32, (n * T, V))  # makes the file, and is closed again
+    path_of = lambda name: os.path.join(out, name)  # noqa: E731
+    writers = {name: files.NpyWriter(path_of(f"{name}.npy"), (n * T, V)) for name, n in points.items()} if leader else {}
     scores = Scores({"whole": normaliser.valid, **{k: m & normaliser.valid for k, m in subject.rois.items()}}, rows)
     residual, before, spread, scale = 0.0, [], {}, None
     for split in ["val"] * a.calibrate + ["test"]:
@@ -312,6 +306,7 @@ def reconstruct(a, device, also):
             x = fetch(t[k]).to(device)
             for row in set(p[k]):
                 y[k[p[k] == row]] = observation.latents(x[p[k] == row], row).cpu()
+
         # ---- latents of whole runs, a few at a time: memory is that of the longest, however many there are
         h = encode_eeg(model, subject, normaliser, splits[split], u, device)
         # Shuffled EEG: each block of K frames gets another's, along one random cycle: none keeps its own but an only one.
@@ -328,17 +323,18 @@ def reconstruct(a, device, also):
                     z["gaussian"] = draw("", group, y, kinds, None)
                 if held:
                     z["no_null_space"] = draw("no null space", group, y, hidden, h)
-            # ---- frames, a block of K at a time: scored, and written
+
+            # ---- frames, a block of K at a time: decoded, projected in vertex space, scored, and written
             inside = [k for k in blocks if begin <= k[0] < group[-1][1]] if leader else []
             for k in tqdm(inside, desc="scores", unit="window", disable=split == "val" or not leader):
                 x, seen, done = fetch(t[k]), torch.from_numpy(rows[p[k]]), {}                           # [k,V]
                 free = ~seen & torch.from_numpy(normaliser.valid)
                 for method, latents in z.items():  # of controls only the mean is scored, and D is linear: decode one
-                    latents = latents if method == "neuroframes" else latents.mean(0, keepdim=True)             # [S,T,u,d]
-                    each = autoencoder.decode(latents[:, k - begin].to(device)).cpu()                           # [S,k,u,V]
+                    latents = latents if method == "neuroframes" else latents.mean(0, keepdim=True)     # [S,T,u,d]
+                    frames = autoencoder.decode(latents[:, k - begin].to(device)).cpu()                 # [S,k,u,V]
                     # Opposite pairs have their mean in the middle: no degree of freedom is lost to it.
-                    std = each.std(0, correction=S % 2) if len(each) > 1 else 0 * each[0]
-                    done[method] = [each.mean(0), std, each[0]]                                         # [k,u,V] each
+                    std = frames.std(0, correction=S % 2) if len(frames) > 1 else 0 * frames[0]
+                    done[method] = [frames.mean(0), std, frames[0]]                                     # [k,u,V] each
                     if held and method == "neuroframes" and seen.any():
                         before.append((done[method][0][:, 0] - x)[seen].square().mean().item())
                     if held and method in ("neuroframes", "shuffled_eeg"):
@@ -347,15 +343,15 @@ def reconstruct(a, device, also):
                             guess[:, 0] = range_null_projection(guess[:, 0], known, seen)
                 mean, std, first = done["neuroframes"]
                 if S > 1:
-                    claims = {"samples": std[:, 0][free], "and what latents leave out": (std[:, 0] ** 2 + left_out).sqrt()[free]}
-                    claims |= {f"times {scale:.2f}, from the validation run": scale * list(claims.values())[1]} if scale else {}
+                    wider = (std[:, 0] ** 2 + left_out).sqrt()[free]
+                    claims = {"samples": std[:, 0][free], "and what latents leave out": wider}
+                    claims |= {f"times {scale:.2f}, from the validation run": scale * wider} if scale else {}
                     for name, claim in claims.items():
                         spread[name] = spread.get(name, 0) + calibration((mean[:, 0] - x)[free], claim)
                 if split == "val":
                     continue
-                for name, array in (("recon", mean.flatten(0, 1)), ("truth", x), ("std", std.flatten(0, 1)))[:2 + (S > 1)]:
-                    # Opened anew: written pages of a map count as memory until it is closed.
-                    np.load(arrays[name], mmap_mode="r+")[k[0] * len(array) // len(k):][:len(array)] = array
+                for name, array in (("recon", mean), ("truth", x), ("std", std))[:len(writers)]:
+                    writers[name].add(array.reshape(-1, V))
                 residual = max(residual, float((mean[:, 0] - x)[seen].abs().max()) if held and seen.any() else 0.0)
                 guesses = {"mean_frame": 0 * x, "neuroframes_1": first[:, 0], **{m: v[0][:, 0] for m, v in done.items()}}
                 if a.interrecon:
@@ -371,30 +367,37 @@ def reconstruct(a, device, also):
             scale, spread, before = 1 / calibration_summary(list(spread.values())[-1])["spread_to_error"], {}, []
     if not leader:
         return
-    # ---- files
-    np.save(os.path.join(out, "frames.npy"), t if u == 1 else (t[:, None] + np.arange(u) / u).ravel())
-    if subject.space is not None:
-        for (low, high), (lo, hi) in zip(stretches, splits["test"]):  # one start time each: a series cannot skip frames
-            run, begin = subject.when(lo)
-            name = "recon" + (f"_run-{run}_frame-{lo}" if len(stretches) > 1 else "") + ".dtseries.nii"
-            x = normaliser.raw(np.load(arrays["recon"], mmap_mode="r")[low * u: high * u])
-            data.save_dtseries(os.path.join(out, name), x, subject.space, subject.tr / u, begin)
+
+    # ---- files and pictures
+    for writer in writers.values():
+        writer.close()
+    with files.writing(path_of("frames.npy")):
+        np.save(path_of("frames.npy"), t if u == 1 else (t[:, None] + np.arange(u) / u).ravel())
+    recon, truth, std = (np.load(path_of(f"{name}.npy"), mmap_mode="r") if name in writers else None
+                         for name in ("recon", "truth", "std"))
+    for (low, high), (lo, hi) in zip(stretches, splits["test"]) if subject.space is not None else ():
+        run, begin = subject.when(lo)  # a file for each stretch: a series has one start time, and cannot skip frames
+        name = "recon" + (f"_run-{run}_frame-{lo}" if len(stretches) > 1 else "") + ".dtseries.nii"
+        data.save_dtseries(path_of(name), normaliser.raw(recon[low * u: high * u]), subject.space, subject.tr / u, begin)
     summary = scores.summary()
-    metrics = {"mode": os.path.basename(out), "frames": K, "gap": a.gap, "anchors": a.anchors, "observe": a.observe,
-               "null_space": held, "projection": a.projection, "window": window, "overlap": overlap, "upsample": u,
-               "steps": a.steps, "eta": a.eta, "samples": S, "seed": a.seed, "test_frames": len(t),
+    metrics = {"mode": "interrecon" if a.interrecon else "direct", "frames": K, "gap": a.gap, "anchors": a.anchors,
+               "observe": a.observe, "null_space": held, "projection": a.projection, "window": window, "overlap": overlap,
+               "upsample": u, "steps": a.steps, "eta": a.eta, "samples": S, "seed": a.seed, "test_frames": len(t),
                "scores": {m: s for m, s in summary.items() if m != "ceiling"},
                "anchor_residual": residual if before else None, "seconds": round(time.time() - began, 1),
                "residual_before": float(np.mean(before)) ** 0.5 if before else None,
                "calibration": {name: calibration_summary(s) for name, s in spread.items()}}
     if "ceiling" in summary:
         metrics["ceiling"] = {region: {m: v["mean"] for m, v in s.items()} for region, s in summary["ceiling"].items()}
-    with open(os.path.join(out, "metrics.json"), "w") as f:
+    with files.writing(path_of("metrics.json")), open(path_of("metrics.json"), "w") as f:
         json.dump(metrics, f, indent=1)
+    title = f"{metrics['mode']}, " + (f"mean of {S} samples" if S > 1 else "one sample")
+    recon, std = recon[::u], None if std is None else std[::u]  # the points that have a truth
     if a.plot:
-        tools.carpet(os.path.join(out, "plot.png"), *(np.load(arrays[name], mmap_mode="r")[::points[name]] for name in ("truth", "recon")), f"{metrics['mode']}, {S} samples")
-    report(metrics, summary, scores)
-    print(f"wrote {out} in {metrics['seconds']} s")
+        show.carpet(path_of("plot.png"), truth, recon, std, title)
+    if surfaces:
+        surfaces.draw_median(path_of("surfaces.png"), truth, recon, std, np.flatnonzero(~rows.all(1)[p]), t, title)
+    show.report(metrics, summary, scores)
 
 if __name__ == "__main__":
     main()

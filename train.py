@@ -12,6 +12,7 @@ import argparse
 import json
 import math
 import os
+import sys
 import time
 
 import numpy as np
@@ -19,7 +20,8 @@ import torch
 from tqdm import tqdm
 
 import data
-import tools
+from tools import files, machine
+from tools.errors import check_positive, check_values, fail, script
 from neuroframes import LinearAutoencoder, NeuroFrames
 
 # paper: sizes and optimiser of Section 4.1 (averaged weights, clipping and weight decay are ours). tiny: for
@@ -71,28 +73,20 @@ def parse(argv=None):
     add("--seed", type=int, default=0, help="of weights, windows and noise (default: 0)")
     add("--device", help="cpu, cuda or mps (default: the best there is)")
     add("--resume", action="store_true", help="go on from OUT/last.pt with its settings, bit for bit on CPU")
+    add("--debug", action="store_true", help="show where an error came from")
     a = p.parse_args(argv)
     a.data = a.data and os.path.abspath(a.data)
     a.preset = a.preset or ("paper" if a.data else "tiny")
     given = {name for name in PRESETS[a.preset] if getattr(a, name) is not None}
     for name in PRESETS[a.preset].keys() - given:
         setattr(a, name, PRESETS[a.preset][name])
+    check_positive(a, "frames", "latent_dim", "eeg_dim", "eeg_filters", "eeg_bands", "tokens_per_frame", "depth", "heads",
+                   "width", "steps", "epochs", "batch_size", "lr")
     if a.autoencoder == "joint":  # latents move while E is trained: no covariance, no orthonormal D, one process's statistics
-        if tools.WORLD > 1 or given & {"prior", "loss"} and (a.prior, a.loss) != ("none", "latent"):
-            data.fail("--autoencoder joint goes with --prior none and --loss latent only, and without torchrun")
+        if machine.WORLD > 1 or given & {"prior", "loss"} and (a.prior, a.loss) != ("none", "latent"):
+            fail("--autoencoder joint goes with --prior none and --loss latent only, and without torchrun")
         a.prior, a.loss = "none", "latent"
     return a
-
-class Columns:
-    """Frames of a subject as one z-scored [T,V] array that reads from disk the columns it is sliced for."""
-    def __init__(self, subject, normaliser, index):
-        self.subject, self.normaliser, self.index = subject, normaliser, index
-        self.shape = (len(index), subject.fmri.shape[1])
-    def __getitem__(self, key):
-        columns, n = key[1], self.normaliser
-        pieces = np.array_split(self.index, 1 + len(self.index) // 1024)  # of rows, that few pages are mapped at a time
-        x = np.concatenate([np.asarray(self.subject.fmri[rows, columns], np.float32) for rows in pieces])
-        return (x - n.mean[columns]) * n.inverse[columns]
 
 @torch.no_grad()
 def encode_all(autoencoder, subject, normaliser, device, block=128):
@@ -105,39 +99,39 @@ def learning_rate(a, step):
     cosine = 0.5 * (1 + math.cos(math.pi * step / a.steps))
     return a.lr * min((step + 1) / a.warmup, cosine) if a.warmup else a.lr
 
+@script
 def main(argv=None):
     a = parse(argv)
-    device = tools.pick_device(a.device)
-    with tools.memory_advice(device, a, "batch_size", "width", "latent_dim"):
-        train(a, device)
-    tools.part()
+    device = machine.pick_device(a.device)
+    with machine.memory_advice(device, a, "batch_size", "width", "latent_dim"), machine.Signals() as signals, files.held(a.out):
+        train(a, device, signals)
+    machine.part()
 
-def train(a, device):
+def train(a, device, signals):
     last_path, best_path, log_path = (os.path.join(a.out, name) for name in ("last.pt", "ckpt.pt", "log.jsonl"))
-    rank, world = tools.RANK, tools.WORLD  # torchrun's processes: all compute, the first prints and writes
-    if a.resume and not os.path.exists(last_path):
-        data.fail(f"{last_path}: nothing to resume; leave --resume out, or name the folder with --out")
-    resumed = torch.load(last_path, map_location="cpu", weights_only=True) if a.resume else None
+    rank, world = machine.RANK, machine.WORLD  # torchrun's processes: all compute, the first prints and writes
+    resumed = files.load_checkpoint(last_path, "cpu", "model", "averaged", "autoencoder", "optimizer", "settings", "step",
+                                    "best", "losses", "checksums") if a.resume else None
     if resumed:
-        vars(a).update({k: v for k, v in resumed["settings"].items() if k not in ("out", "device", "resume")})
-        tools.say(f"all settings but --out and --device are those of {last_path}")
-    os.makedirs(a.out, exist_ok=True)
+        vars(a).update({k: v for k, v in resumed["settings"].items() if k not in ("out", "device", "resume", "debug")})
+        machine.say(f"all settings but --out and --device are those of {last_path}")
     torch.manual_seed(a.seed)
 
     # ---- data: stretches of whole runs, z-scored with training statistics
     folder = a.data or os.path.join(a.out, "synthetic")
     if not a.data and not os.path.exists(folder) and rank == 0:
         data.synthetic(folder)
-    tools.barrier()
+    machine.barrier()
     subject = data.Subject(folder)
+    check_values(subject)
     if resumed and resumed["checksums"] != subject.meta["checksums"]:
-        data.fail(f"{folder}: is not the data that {last_path} was trained on; start anew without --resume")
+        fail(f"{folder}: is not the data that {last_path} was trained on; start anew without --resume")
     segments = {s: subject.segments(s, validation=not a.no_validation) for s in ("train", "val")}
     normaliser = data.Normaliser.measure(subject, segments["train"])
     if a.frames > max((hi - lo for lo, hi in segments["train"]), default=0):
-        data.fail(f"--frames {a.frames}: no training stretch of {folder} is that long; lower it")
+        fail(f"--frames {a.frames}: no training stretch of {folder} is that long; lower it")
     if not subject.segments("test"):
-        tools.say(f"note: {folder} has no test frames (a single run?): there will be nothing to score")
+        machine.say(f"note: {folder} has no test frames (a single run?): there will be nothing to score")
     validation = [w for w in data.tile(segments["val"], a.frames) if w[1] == a.frames]
     index = np.concatenate([np.arange(lo, hi) for lo, hi in segments["train"]])  # training frames
     a.steps = a.steps or max(1, a.epochs * len(index) // (a.frames * a.batch_size))
@@ -147,15 +141,16 @@ def train(a, device):
     V, (_, C, W) = subject.fmri.shape[1], subject.eeg.shape
     if resumed:
         autoencoder = LinearAutoencoder(V, len(resumed["autoencoder"]["E"]), joint).to(device)
-        autoencoder.load_state_dict(resumed["autoencoder"])
+        with files.this_version(last_path):
+            autoencoder.load_state_dict(resumed["autoencoder"])
     else:
         autoencoder = LinearAutoencoder(V, a.latent_dim, joint).to(device)
         if not joint:
             fitted = index[np.linspace(0, len(index) - 1, min(len(index), 8192)).astype(int)]  # determine 1,024 directions well
-            kept = autoencoder.fit(Columns(subject, normaliser, fitted))
-            tools.say(f"autoencoder: {autoencoder.latent_dim} latents (of {a.latent_dim} asked for) keep {kept:.1%} of "
+            kept = autoencoder.fit(files.Columns(subject, normaliser, fitted))
+            machine.say(f"autoencoder: {autoencoder.latent_dim} latents (of {a.latent_dim} asked for) keep {kept:.1%} of "
                         f"the variance of {len(fitted):,} training frames")
-    tools.broadcast(autoencoder.state_dict().values())  # eigenvectors of two machines may differ in sign
+    machine.broadcast(autoencoder.state_dict().values())  # eigenvectors of two machines may differ in sign
     z_all = None if joint else encode_all(autoencoder, subject, normaliser, device)  # [T,d]
 
     # ---- model, averaged copy, optimiser
@@ -164,7 +159,10 @@ def train(a, device):
     config = dict(channels=C, samples=W, latent_dim=autoencoder.latent_dim, eeg_encoder=a.eeg_encoder, eeg_dim=a.eeg_dim,
                   width=a.width, depth=a.depth, heads=a.heads, predict=a.predict, tokens_per_frame=a.tokens_per_frame,
                   prior=a.prior == "gaussian", encoder_settings=bands if a.eeg_encoder == "bandpower" else {})
-    model, averaged = NeuroFrames(**config).to(device), NeuroFrames(**config).to(device)
+    try:
+        model, averaged = NeuroFrames(**config).to(device), NeuroFrames(**config).to(device)
+    except ValueError as error:  # heads or tokens that do not divide what they should
+        fail(f"--width {a.width} --heads {a.heads} --tokens-per-frame {a.tokens_per_frame}: {error}", error)
     schedule = model.schedule
     if model.prior:
         model.prior.fit([z_all[lo:hi] for lo, hi in segments["train"]])
@@ -175,15 +173,15 @@ def train(a, device):
     trained = [p for p in [*model.parameters(), *autoencoder.parameters()] if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=a.lr, weight_decay=a.weight_decay, fused=device.type in ("cpu", "cuda"))
     if a.compile:
-        tools.compiled(model.dit, device)
-    bf16 = tools.has_bfloat16(device)
-    tools.say(f"{sum(p.numel() for p in trained):,} weights on {device} in {'bfloat16' if bf16 else 'float32'}; "
+        machine.compiled(model.dit, device)
+    bf16 = machine.has_bfloat16(device)
+    machine.say(f"{sum(p.numel() for p in trained):,} weights on {device} in {'bfloat16' if bf16 else 'float32'}; "
                 f"{a.steps:,} steps of {a.batch_size} windows of {a.frames} frames; {len(index):,} training frames")
     if a.preset == "paper" and len(index) < 10_000:
-        tools.say("note: these are few frames for the paper's settings; compare with --preset tiny")
+        machine.say("note: these are few frames for the paper's settings; compare with --preset tiny")
 
     # [T,C,W] if that fits on the device; else None, and each step reads its windows from disk.
-    eeg_all = tools.resident(subject.eeg.shape, lambda s: normaliser.eeg(subject.eeg[s]), device)
+    eeg_all = machine.resident(subject.eeg.shape, lambda s: normaliser.eeg(subject.eeg[s]), device)
     def batch(windows, shift=0):
         """z [B,K,d] (joint mode: frames x [B,K,V]), eeg [B,L,C,W] cut `shift` samples late, its times [B,L]."""
         frames, eeg, eeg_positions = data.window_indices(windows, a.context)
@@ -205,7 +203,7 @@ def train(a, device):
     def objective(z, n, eps, eeg, eeg_positions):
         reconstruction, z = autoencoder.reconstruction_loss(z) if joint else (0.0, z)  # z [B,K,d], without gradient
         return diffusion_loss(model, z, n, eps, eeg, eeg_positions).mean() + reconstruction
-    objective = tools.parallel(objective, [model, autoencoder] if joint else [model])
+    objective = machine.parallel(objective, [model, autoencoder] if joint else [model])
 
     @torch.no_grad()
     def validate():
@@ -221,27 +219,25 @@ def train(a, device):
                 eps = torch.randn(z.shape, generator=g).to(device)
                 loss = diffusion_loss(averaged, z, n, eps, eeg, eeg_positions) + reconstruction  # [B]
                 total += torch.stack([loss.sum(), loss.new_tensor(len(loss))])
-        return float(torch.divide(*tools.summed(total)))
-    step, best = 0, {"val_loss": math.inf, "step": 0}
+        return float(torch.divide(*machine.summed(total)))
+    step, best, losses = 0, {"val_loss": math.inf, "step": 0}, []  # losses: of the steps since the last line of the log
     if resumed:
-        model.load_state_dict(resumed["model"])
-        averaged.load_state_dict(resumed["averaged"])
-        optimizer.load_state_dict(resumed["optimizer"])
-        step, best = resumed["step"], resumed["best"]
+        with files.this_version(last_path):
+            model.load_state_dict(resumed["model"])
+            averaged.load_state_dict(resumed["averaged"])
+            optimizer.load_state_dict(resumed["optimizer"])
+        step, best, losses = resumed["step"], resumed["best"], resumed["losses"]
         if rank == 0:
-            with open(log_path) as f:  # what was logged after last.pt was written will be logged again
-                kept = [line for line in f if json.loads(line)["step"] <= step]
-            with open(log_path, "w") as f:
-                f.writelines(kept)
-        tools.say(f"resuming at step {step}")
+            files.rewind(log_path, step)
+        machine.say(f"resuming at step {step}")
         resumed = None  # its copy of the weights is no longer needed
-    else:
-        for old in filter(os.path.exists, (log_path, last_path) if rank == 0 else ()):  # or --resume could mix two runs
-            os.remove(old)
+    elif rank == 0:
+        files.set_aside(a.out, ("ckpt.pt", "last.pt", "log.jsonl"))
 
     # ---- the loop. All that is random in a step follows from (seed, step): a resumed run is the same run.
-    every, losses, began = max(1, min(500, a.steps // 20)), [], time.time()
+    every, began = max(1, min(500, a.steps // 20)), time.time()
     bar = tqdm(total=a.steps, initial=step, unit="step", disable=rank > 0)
+    signals.wait()  # from here on Ctrl-C and SIGTERM are answered at the end of a step
     while step < a.steps:
         model.train()
         torch.manual_seed(a.seed * 1_000_003 + step)
@@ -270,30 +266,38 @@ def train(a, device):
         with torch.no_grad():
             for average, now in zip(averaged.state_dict().values(), model.state_dict().values()):
                 average.lerp_(now, 1 - decay) if average.is_floating_point() else average.copy_(now)
-        losses.append(tools.summed(loss.detach() / world).item())
+        loss, asked = machine.summed(torch.stack([loss.detach() / world, loss.new_tensor(signals.caught)])).tolist()
+        losses.append(loss)
         bar.update()
+        stop = asked > 0 and step < a.steps  # one process was asked to: all do
         if step % every == 0 or step == a.steps:
             val_loss = validate() if validation else None
             record = {"step": step, "loss": float(np.mean(losses)), "val_loss": val_loss,
                       "lr": learning_rate(a, step - 1), "seconds": round(time.time() - began, 2)}
             losses, better = [], val_loss is None or val_loss < best["val_loss"]
             best = {"val_loss": math.inf if val_loss is None else val_loss, "step": step} if better else best
-            if rank > 0:
-                continue
-            with open(log_path, "a") as f:
-                f.write(json.dumps(record) + "\n")
-            if better:
-                tools.save(best_path, {
+            bar.set_postfix(loss=f"{record['loss']:.3f}", val=f"{val_loss:.3f}" if validation else "none")
+            if rank == 0:
+                with files.writing(log_path), open(log_path, "a") as f:
+                    f.write(json.dumps(record) + "\n")
+            if rank == 0 and better:
+                files.save(best_path, {
                     "config": config, "model": averaged.state_dict(), "autoencoder": autoencoder.state_dict(),
                     "normaliser": {k: torch.from_numpy(getattr(normaliser, k)) for k in ("mean", "std", "eeg_scale")},
                     "settings": vars(a), "subject": os.path.abspath(folder), "checksums": subject.meta["checksums"],
                     **best})
-            tools.save(last_path, {"model": model.state_dict(), "averaged": averaged.state_dict(), "autoencoder": autoencoder.state_dict(),
-                                   "optimizer": optimizer.state_dict(), "settings": vars(a), "step": step, "best": best,
-                                   "checksums": subject.meta["checksums"]})
-            bar.set_postfix(loss=f"{record['loss']:.3f}", val=f"{val_loss:.3f}" if validation else "none")
+        if rank == 0 and (losses == [] or stop):
+            files.save(last_path, {
+                "model": model.state_dict(), "averaged": averaged.state_dict(), "autoencoder": autoencoder.state_dict(),
+                "optimizer": optimizer.state_dict(), "settings": vars(a), "step": step, "best": best, "losses": losses,
+                "checksums": subject.meta["checksums"]})
+        if stop:
+            bar.close()
+            machine.say(f"stopped at step {step} of {a.steps} and saved; go on with: python train.py --out {a.out} --resume")
+            machine.part()
+            sys.exit(128 + (signals.caught or int(asked)))
     bar.close()
-    tools.say(f"wrote {best_path}: " + (f"step {best['step']} of {a.steps}, validation loss {best['val_loss']:.4f}"
+    machine.say(f"wrote {best_path}: " + (f"step {best['step']} of {a.steps}, validation loss {best['val_loss']:.4f}"
                                             if validation else f"step {a.steps}, without validation"))
 
 if __name__ == "__main__":

@@ -27,10 +27,10 @@ from tqdm import tqdm
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 import data  # noqa: E402
-import tools  # noqa: E402
 from sample import METRICS, Scores  # noqa: E402
-from tools import save  # noqa: E402
-from train import Columns  # noqa: E402
+from tools import machine  # noqa: E402
+from tools.errors import fail, script  # noqa: E402
+from tools.files import Columns, save  # noqa: E402
 
 # ---- What a rival sees of the EEG ------------------------------------------------------
 
@@ -214,7 +214,7 @@ class Network(nn.Module):
                 saved = time.time()
         bar.close()
         if epochs is None and not kept:
-            data.fail(f"{name}: its validation MSE was never a number; look at the EEG, or lower lr in benchmarks/baselines.py")
+            fail(f"{name}: its validation MSE was never a number; look at the EEG, or lower lr in benchmarks/baselines.py")
         if kept:
             self.load_state_dict(kept)
         return best if epochs is None else {"epochs": epochs}
@@ -434,7 +434,7 @@ def run(a):
     subject = data.Subject(a.data)
     train, val, test = (subject.segments(split) for split in ("train", "val", "test"))
     if not val or not test:
-        data.fail(f"{a.data}: no validation or no test frames; a rival needs both, so three training runs and one more")
+        fail(f"{a.data}: no validation or no test frames; a rival needs both, so three training runs and one more")
 
     def fit(segments, *rest):
         rival = RIVALS[a.rival](subject, data.Normaliser.measure(subject, segments), segments, folder, a)
@@ -464,14 +464,15 @@ def flags(p):
     p.add_argument("--no-validation", action="store_true", help="fit on all training runs, once all is chosen")
     p.add_argument("--shrink", type=int, default=8, help="divides the channels of E2fNet and E2fGAN; 1: theirs, for a GPU")
     p.add_argument("--seed", type=int, default=0, help="of weights, batches and noise")
-    p.add_argument("--device", type=tools.pick_device, default=tools.pick_device(None), help="cpu, cuda or mps")
+    p.add_argument("--device", type=machine.pick_device, default=machine.pick_device(None), help="cpu, cuda or mps")
 
-def main():
+@script
+def main(argv=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("rival", choices=RIVALS)
     flags(p)
     p.add_argument("--out", default="out/rivals", help="folder for its results (default: out/rivals)")
-    a = p.parse_args()
+    a = p.parse_args(argv)
     folder, subject = run(a), data.Subject(a.data)
     normaliser = data.Normaliser.measure(subject, subject.segments("train", validation=not a.no_validation))
     recon, t = np.load(os.path.join(folder, "recon.npy"), mmap_mode="c"), np.load(os.path.join(folder, "frames.npy"))

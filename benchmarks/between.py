@@ -18,12 +18,13 @@ import torch
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 import data  # noqa: E402
 import sample as sampling  # noqa: E402
+from tools.errors import fail, script  # noqa: E402
 
 
 def cubic(seen, times):
     """Weights [len(times), len(seen)] of the cubic through the four nearest `seen`; held constant beyond them."""
     if len(seen) < 4:
-        data.fail(f"{len(seen)} anchors a run: expected four or more for a cubic")
+        fail(f"{len(seen)} anchors a run: expected four or more for a cubic")
     times, weight = np.clip(times, seen[0], seen[-1]), np.zeros((len(times), len(seen)))
     first = np.clip(np.searchsorted(seen, times, side="right") - 2, 0, len(seen) - 4)
     for i in range(4):
@@ -33,15 +34,16 @@ def cubic(seen, times):
     return weight
 
 
-def main():
-    flags = sys.argv[1:]
+@script
+def main(argv=None):
+    flags = sys.argv[1:] if argv is None else argv
     if {"-h", "--help"} & set(flags):
         sys.exit(__doc__)
-    a = sampling.parse()
+    a = sampling.parse(argv)
     ckpt, _, _, normaliser = sampling.load(a.ckpt, "cpu")
     subject, mode = data.Subject(a.data or ckpt["subject"]), "interrecon" if a.interrecon else "direct"
     if subject.between is None:
-        data.fail(f"{subject.folder}: no between.npy; only the synthetic subject has one")
+        fail(f"{subject.folder}: no between.npy; only the synthetic subject has one")
     with tempfile.TemporaryDirectory() as folder:
         recon = {}
         for u in (1, 2):

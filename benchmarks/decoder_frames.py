@@ -18,6 +18,8 @@ from tqdm import tqdm
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 import data  # noqa: E402
 import sample as sampling  # noqa: E402
+from tools import files  # noqa: E402
+from tools.errors import fail, script  # noqa: E402
 
 REGION, SIZE = "visual+audio", 18_946
 
@@ -31,24 +33,25 @@ def number(subject, frame):
 def write(recon, frames, subject, normaliser, folder):
     """recon [T,V] in z-scores of `frames` [T] -> FOLDER/NUMBER.npy float32; returns how many."""
     if recon.shape[1] != SIZE and REGION not in subject.rois:
-        data.fail(f"{subject.folder}: has {recon.shape[1]:,} vertices and no region {REGION}; expected {SIZE:,}, or data.py --parcels")
+        fail(f"{subject.folder}: has {recon.shape[1]:,} vertices and no region {REGION}; expected {SIZE:,}, or data.py --parcels")
     os.makedirs(folder, exist_ok=True)
     for x, frame in zip(tqdm(recon, desc="decoder frames", unit="frame"), frames):
         x = normaliser.raw(x) if len(x) == SIZE else x[subject.rois[REGION]]
         np.save(os.path.join(folder, f"{number(subject, frame)}.npy"), x.astype(np.float32))
     return len(frames)
 
-def main():
+@script
+def main(argv=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--ckpt", default="out/ckpt.pt", help="checkpoint of train.py (default: out/ckpt.pt)")
     p.add_argument("--results", help="folder with recon.npy and frames.npy of sample.py (default: direct, beside the checkpoint)")
     p.add_argument("--out", help="folder for the frames (default: RESULTS/decoder)")
-    a = p.parse_args()
+    a = p.parse_args(argv)
     results = a.results or os.path.join(os.path.dirname(a.ckpt), "direct")
     ckpt, _, _, normaliser = sampling.load(a.ckpt, "cpu")
-    recon, frames = (data.load_npy(os.path.join(results, name), n) for name, n in (("recon.npy", 2), ("frames.npy", 1)))
+    recon, frames = (files.load_npy(os.path.join(results, name), n) for name, n in (("recon.npy", 2), ("frames.npy", 1)))
     if not np.issubdtype(frames.dtype, np.integer):
-        data.fail(f"{results}/frames.npy: has points between frames; run sample.py without --upsample")
+        fail(f"{results}/frames.npy: has points between frames; run sample.py without --upsample")
     folder = a.out or os.path.join(results, "decoder")
     print(f"wrote {write(recon, frames, data.Subject(ckpt['subject']), normaliser, folder)} frames to {folder}")
 

@@ -35,7 +35,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 import data  # noqa: E402
-import tools  # noqa: E402
+from tools import files, machine  # noqa: E402
+from tools.errors import fail, script  # noqa: E402
 import sample as sampling  # noqa: E402
 import train  # noqa: E402
 from neuroframes import LinearAutoencoder, NeuroFrames, NoiseSchedule, sample  # noqa: E402
@@ -150,9 +151,8 @@ def prepare(a, meter):
     rng = np.random.default_rng(0)
     np.save(os.path.join(raw, "bold.npy"), rng.standard_normal((T + 5, a.V), dtype=np.float32))
     np.save(os.path.join(raw, "eeg.npy"), rng.standard_normal((C, (T + 5) * W), dtype=np.float32))
-    sys.argv = ["data.py", "--bold", f"{raw}/bold.npy", "--eeg", f"{raw}/eeg.npy", "--tr", str(TR), "--out", f"{raw}/subject"]
     with meter.stage(f"prepare one run ({T:,} frames)", bytes_moved=2 * 4 * T * (a.V + C * W)):
-        data.main()
+        data.main(["--bold", f"{raw}/bold.npy", "--eeg", f"{raw}/eeg.npy", "--tr", str(TR), "--out", f"{raw}/subject"])
     shutil.rmtree(raw)
 
 def training(a, meter):
@@ -162,7 +162,7 @@ def training(a, meter):
     meter.wrap(data.Normaliser, "measure", "statistics", bytes_moved=2 * n * (a.V + C * W))
     meter.wrap(LinearAutoencoder, "fit", "fit of the autoencoder")
     meter.wrap(train, "encode_all", "encoding of all frames")
-    save = tools.save
+    save = files.save
     steps(a, meter, "training step", 24, save=lambda path, state: state["step"] == 24 and save(path, state))
     once = measure(data.Subject(a.subject), [(0, 256)])
     data.Normaliser.measure = lambda *_: once  # not the point here
@@ -193,11 +193,11 @@ def steps(a, meter, name, count, *flags, save):
                 if len(ended) == 2:
                     counter.__exit__(None, None, None)
             return super().update(n)
-    data.draw_windows, NoiseSchedule.add_noise, train.tqdm, tools.save = drawn, after_loading(add_noise), Bar, save
+    data.draw_windows, NoiseSchedule.add_noise, train.tqdm, files.save = drawn, after_loading(add_noise), Bar, save
     LinearAutoencoder.reconstruction_loss = after_loading(joint)
-    dtype = torch.bfloat16 if tools.has_bfloat16(meter.device) else torch.float32
+    dtype = torch.bfloat16 if machine.has_bfloat16(meter.device) else torch.float32
     before = matmul_rate(meter.device, dtype)
-    train.main(["--data", a.subject, "--out", os.path.join(a.out, "out"), "--steps", str(count), "--no-validation", "--device",
+    train.main(["--data", a.subject, "--out", os.path.join(a.out, "joint" if "joint" in flags else "out"), "--steps", str(count), "--no-validation", "--device",
                 str(meter.device), *flags])
     data.draw_windows, NoiseSchedule.add_noise, train.tqdm, LinearAutoencoder.reconstruction_loss = draw_windows, add_noise, tqdm, joint
     most = peak(meter.device)
@@ -278,7 +278,7 @@ def samplers(device, windows, samples, context, calls, K=10):
         return draw(eps, start.view(samples * windows, K, d))
     def fast(way):
         def f():
-            with tools.fast_products():
+            with machine.fast_products():
                 return way()
         return f
     ways = {"sample.py": fast(cached), "naive": naive, "naive, products as in sample.py": fast(naive)}
@@ -331,18 +331,19 @@ def growth(a, meter):
 # ---- The run ---------------------------------------------------------------------------
 
 def child(stage, a, path):
-    meter = Meter(tools.pick_device(a.device))
+    meter = Meter(machine.pick_device(a.device))
     stage(a, meter)
     with open(path, "w") as f:
         json.dump(meter.found, f)
 
-def main():
+@script
+def main(argv=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--scale", type=float, default=1.0, help="share of 27,000 frames (default: 1)")
     p.add_argument("--vertices", type=int, default=91_282, help="default: 91,282")
     p.add_argument("--out", default="out/speed", help="folder for the subject and the checkpoint (default: out/speed)")
     p.add_argument("--device", help="cpu, cuda or mps (default: the best there is)")
-    a = p.parse_args()
+    a = p.parse_args(argv)
     a.T, a.V, a.subject = max(2 * RUN, round(27_000 * a.scale)), a.vertices, os.path.join(a.out, "subject")
     size = [a.T, a.V]
     if not os.path.exists(os.path.join(a.subject, "subject.json")) or list(data.Subject(a.subject).fmri.shape) != size:
@@ -354,11 +355,11 @@ def main():
         process.start()
         process.join()
         if process.exitcode:
-            data.fail(f"{stage.__name__} ended with status {process.exitcode}")
+            fail(f"{stage.__name__} ended with status {process.exitcode}")
         with open(path) as f:
             found[stage.__name__] = json.load(f)
 
-    device = tools.pick_device(a.device)
+    device = machine.pick_device(a.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} CPU cores, {torch.get_num_threads()} threads"
     print(f"\n    python benchmarks/speed.py {' '.join(sys.argv[1:])}\n\n{name} ({platform.machine()}), Python {platform.python_version()}, "
           f"torch {torch.__version__}, {datetime.date.today()}. {a.T:,} frames x {a.V:,} vertices, EEG {C} x {W}.\n")

@@ -22,18 +22,20 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 import data  # noqa: E402
 import sample as sampling  # noqa: E402
 from neuroframes import Observation, sample  # noqa: E402
+from tools.errors import fail, script  # noqa: E402
 
 
+@script
 @torch.no_grad()
-def main():
+def main(argv=None):
     p = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument("--ckpt", default="out/ckpt.pt", help="checkpoint of train.py, trained with --prior gaussian")
     p.add_argument("--gap", type=int, default=9, help="of --frames frames every gap-th is observed")
     p.add_argument("--samples", type=int, default=8, help="samples averaged, an even number")
-    a = p.parse_args()
+    a = p.parse_args(argv)
     ckpt, model, autoencoder, normaliser = sampling.load(a.ckpt, torch.device("cpu"))
     if a.samples % 2 or model.prior is None:
-        data.fail(f"--samples {a.samples}, --ckpt {a.ckpt}: expected an even number, and a model trained with --prior gaussian")
+        fail(f"--samples {a.samples}, --ckpt {a.ckpt}: expected an even number, and a model trained with --prior gaussian")
     settings, subject = ckpt["settings"], data.Subject(ckpt["subject"])
     K, S, context = settings["frames"], a.samples, settings["context"]
     window = K * (3 if settings["vary"] else 1)

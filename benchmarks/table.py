@@ -37,6 +37,7 @@ import data  # noqa: E402
 import decoder_frames  # noqa: E402
 import sample as sampling  # noqa: E402
 import train  # noqa: E402
+from tools.errors import fail, script  # noqa: E402
 
 LENGTHS, GAPS, BASE = (3, 10, 30), (2, 3, 5, 9), 10  # the paper's windows; InterRecon and Table S4 are those of 10 frames
 NAMES = {"neuroframes": "NeuroFrames, mean of {}", "neuroframes_1": "NeuroFrames, one sample", "cnn_tc": "CNN-TC",
@@ -162,7 +163,7 @@ class Work:
         self.normaliser = data.Normaliser.measure(self.subject, self.subject.segments("train", validation=not a.no_validation))
         self.segments = self.subject.segments("test")
         if not self.segments:
-            data.fail(f"{a.data}: the split leaves no test frames; prepare it from two runs or more")
+            fail(f"{a.data}: the split leaves no test frames; prepare it from two runs or more")
         self.t = np.concatenate([np.arange(low, high) for low, high in self.segments])
         self.regions = {"whole": self.normaliser.valid, **{k: m & self.normaliser.valid for k, m in self.subject.rois.items()}}
 
@@ -259,22 +260,24 @@ def once(path, step):
             found.setdefault(method, {})[key] = arrays[name]
     return found
 
-def main():
+@script
+def main(argv=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     baselines.flags(p)
     p.add_argument("--out", default="out/table", help="folder for models, scores and tables (default: out/table)")
     p.add_argument("--samples", type=int, default=8, help="samples averaged (default: 8)")
     p.add_argument("--latents", type=int, nargs="+", help="sizes of Table S4 (default: half, once and twice --latent-dim)")
-    a, flags = p.parse_known_args()
+    a, flags = p.parse_known_args(argv)
+    given = sys.argv[1:] if argv is None else argv
     work, folder = Work(a, flags), os.path.join(a.out, "scores")
     os.makedirs(folder, exist_ok=True)
     sizes = a.latents or [work.settings.latent_dim // 2, work.settings.latent_dim, 2 * work.settings.latent_dim]
 
     # ---- One folder, one question: scores of other flags or other data are not mixed in.
-    asked = {"flags": [f for f in sys.argv[1:] if f != a.out], "data": work.subject.meta["checksums"]}
+    asked = {"flags": [f for f in given if f != a.out], "data": work.subject.meta["checksums"]}
     path = os.path.join(a.out, "asked.json")
     if os.path.exists(path) and json.load(open(path)) != asked:
-        data.fail(f"{path}: these tables were begun with {' '.join(json.load(open(path))['flags'])}; name another --out")
+        fail(f"{path}: these tables were begun with {' '.join(json.load(open(path))['flags'])}; name another --out")
     with open(path, "w") as f:
         json.dump(asked, f)
 
@@ -298,7 +301,7 @@ def main():
         "Table S4, size of latents, direct": {
             f"{d} latents": summary({**scores[f"latents-{d}"], **controls}, work.segments, BASE) for d in sizes}}
     machine = torch.cuda.get_device_name(a.device) if a.device.type == "cuda" else f"{os.cpu_count()} CPU cores"
-    about = {"command": " ".join(["python benchmarks/table.py", *sys.argv[1:]]), "date": str(datetime.date.today()),
+    about = {"command": " ".join(["python benchmarks/table.py", *given]), "date": str(datetime.date.today()),
              "machine": f"{machine} ({platform.machine()}), Python {platform.python_version()}, torch {torch.__version__}",
              "test_frames": len(work.t), "test_runs": len(work.segments), "samples": a.samples}
     lines = [f"    {about['command']}", "", f"{about['machine']}, {about['date']}. {len(work.t):,} test frames, test runs: "

@@ -12,7 +12,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import speed  # noqa: E402
 import data  # noqa: E402  of the folder above, found by speed
 import sample as sampling  # noqa: E402
-import tools  # noqa: E402
+from tools import machine  # noqa: E402
 import train  # noqa: E402
 
 HERE = os.path.dirname(os.path.abspath(train.__file__))
@@ -46,7 +46,7 @@ def test_two_processes_do_what_one_does(tiny, tmp_path, flags):
 
 def test_eeg_read_from_disk_is_that_kept_in_memory(tiny, tmp_path, monkeypatch):
     for out, room in (("kept", 2**30), ("read", 0)):
-        monkeypatch.setattr(tools, "EEG_ON_CPU", room)
+        monkeypatch.setattr(machine, "EEG_ON_CPU", room)
         train.main(["--data", tiny, "--steps", "4", *SMALL, "--out", str(tmp_path / out)])
     assert log(tmp_path / "kept") == log(tmp_path / "read")
 
@@ -85,7 +85,7 @@ def test_out_of_memory_says_what_to_lower(tiny, tmp_path, script, flags, advice)
     limit = 3 * 2**30
     done = subprocess.run([sys.executable, os.path.join(HERE, script), *flags], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
                           preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit, limit)))
-    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "error: out of memory on cpu. Lower " + advice in done.stderr
 
 def test_sampling_with_what_is_computed_once_is_the_same(monkeypatch):

@@ -1,4 +1,4 @@
-"""Device, processes, memory, files, pictures: what the scripts need, and nothing of the method.
+"""Devices, processes, memory, precision: what the scripts ask of the machine.
 
 Under `torchrun --nproc_per_node=N` train.py and sample.py run as N processes, each on a GPU of its own, or all on the CPU.
 They draw the same random numbers; in training each takes every N-th window of a step, in sampling every N-th batch of
@@ -11,24 +11,30 @@ import datetime
 import errno
 import os
 import re
-import sys
+import signal
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
 
+from .errors import fail
+
 RANK, WORLD, LOCAL_RANK, LOCAL_WORLD = (int(os.environ.get(name, default)) for name, default in (
-    ("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1)))  # this process and their number, here: on this machine
+    ("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1)))  # this process, their number; LOCAL: here
 EEG_ON_CPU = 2**30  # bytes of EEG that are kept in memory where the device is not a CUDA GPU
+
+# ---- Devices and processes -------------------------------------------------------------
 
 def pick_device(name):
     """The device by name, or the best there is. The processes of torchrun get a GPU each, and meet here."""
-    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() and WORLD == 1 else "cpu"
-    device = torch.device(name or best)
+    there = ["cuda"] * torch.cuda.is_available() + ["mps"] * (torch.backends.mps.is_available() and WORLD == 1) + ["cpu"]
+    match = re.fullmatch(r"(cuda|mps|cpu)(?::(\d+))?", name or there[0])
+    if not match or match[1] not in there or match[1] == "cuda" and int(match[2] or 0) >= torch.cuda.device_count():
+        fail(f"--device {name}: not there; this PyTorch ({torch.__version__}) finds {', '.join(there)} here")
+    device = torch.device(match[0])
     if WORLD > 1 and device.type == "cuda":
         if LOCAL_RANK >= torch.cuda.device_count():
-            sys.exit(f"error: --nproc_per_node={LOCAL_WORLD}: there are {torch.cuda.device_count()} GPUs; start as many processes")
+            fail(f"--nproc_per_node={LOCAL_WORLD}: there are {torch.cuda.device_count()} GPUs; start as many processes")
         device = torch.device("cuda", LOCAL_RANK)
         torch.cuda.set_device(device)
     if device.type == "cpu":
@@ -43,7 +49,35 @@ def say(*words):
     if RANK == 0:
         print(*words)
 
+class Signals:
+    """Ctrl-C and SIGTERM. They end the script at once, until `wait` is called: from then on the first one is only noted in
+    `caught`, for a loop to finish its step and save; a second one ends it at once (but torchrun itself sends several)."""
+    caught, waiting = 0, False
+
+    def wait(self):
+        self.waiting = True
+
+    def answer(self, number, _):
+        if self.waiting and (not self.caught or WORLD > 1):
+            self.caught = number
+        else:
+            raise KeyboardInterrupt(number)
+
+    def __enter__(self):
+        with contextlib.suppress(ValueError):  # only the main thread may
+            self.before = {number: signal.signal(number, self.answer) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in getattr(self, "before", {}).items():
+            signal.signal(number, handler)
+
 # ---- Memory ----------------------------------------------------------------------------
+
+def ran_out(error):
+    """Is this error one of memory? torch.OutOfMemoryError is a RuntimeError, and the CPU's has no type of its own."""
+    words = "allocate memory|out of memory|not enough memory|bad_alloc|ALLOC_FAILED"
+    return isinstance(error, MemoryError) or getattr(error, "errno", 0) == errno.ENOMEM or re.search(words, str(error))
 
 @contextlib.contextmanager
 def memory_advice(device, a, *flags):
@@ -59,16 +93,12 @@ def memory_advice(device, a, *flags):
         resource.setrlimit(resource.RLIMIT_DATA, (lowest, limits[1]))
     try:
         yield
-    except (MemoryError, OSError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        words = "allocate memory|out of memory|not enough memory|bad_alloc|ALLOC_FAILED"
-        if not (isinstance(error, MemoryError) or getattr(error, "errno", 0) == errno.ENOMEM or re.search(words, str(error))):
+    except (MemoryError, OSError, RuntimeError) as error:
+        if not ran_out(error):
             raise
         advice = [f"--{flag.replace('_', '-')} from {n} to {n // 2}" for flag in flags if (n := getattr(a, flag)) > 1]
-        message = f"error: out of memory on {device}. Lower {', then '.join(advice) or 'the size of the subject'} ({str(error)[:150]})"
-        if WORLD > 1:  # the others may be waiting for this process: leave without waiting for them
-            print(message, file=sys.stderr, flush=True)
-            os._exit(1)
-        sys.exit(message)
+        lower = ", then ".join(advice) or "the size of the subject"
+        fail(f"out of memory on {device}. Lower {lower} ({str(error)[:150]})", error)
     finally:
         if limits:
             resource.setrlimit(resource.RLIMIT_DATA, limits)
@@ -103,7 +133,7 @@ def resident(shape, read, device):
         whole[i: i + 256] = torch.from_numpy(read(slice(i, i + 256))).to(device)
     return whole
 
-# ---- Precision, compilation, files -----------------------------------------------------
+# ---- Precision, compilation ------------------------------------------------------------
 
 def has_bfloat16(device):
     """Does this GPU train in bfloat16? Older ones only emulate it, and CPUs train in float32."""
@@ -129,14 +159,6 @@ def compiled(module, device):
         module.compile()
     except Exception as error:  # of many kinds
         say(f"note: nothing compiles here ({type(error).__name__}); going on without --compile")
-
-def save(path, state):
-    """Write beside, flush, rename: a kill at any moment leaves the old file or the new one, whole."""
-    with open(path + ".tmp", "wb") as f:
-        torch.save(state, f)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(path + ".tmp", path)
 
 # ---- Many processes --------------------------------------------------------------------
 
@@ -207,27 +229,3 @@ def parallel(loss, modules):
         if isinstance(layer, nn.BatchNorm1d):
             layer.__class__ = SyncBatchNorm
     return nn.parallel.DistributedDataParallel(Together(loss, modules))
-
-# ---- Pictures --------------------------------------------------------------------------
-
-def carpet(path, truth, recon, title):
-    """Vertices by time, the way fMRI people look at a run: truth, reconstruction, error."""
-    try:
-        import matplotlib
-    except ImportError:
-        sys.exit("error: --plot needs matplotlib: pip install matplotlib")
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    rows = np.linspace(0, truth.shape[1] - 1, min(truth.shape[1], 400)).astype(int)
-    x, y = truth[:150, rows], recon[:150, rows]
-    # Rows sorted by the leading spatial component, so that what moves together lies together.
-    order = np.argsort(np.linalg.svd(x - x.mean(0), full_matrices=False)[2][0])
-    figure, axes = plt.subplots(3, 1, figsize=(9, 7), sharex=True, layout="constrained")
-    for axis, picture, name in zip(axes, (x, y, y - x), ("truth", "reconstruction", "error")):
-        shown = axis.imshow(picture[:, order].T, aspect="auto", cmap="RdBu_r", vmin=-2.5, vmax=2.5, interpolation="none")
-        axis.set(ylabel=name, yticks=[])
-    axes[0].set(title=title)
-    axes[-1].set(xlabel="test frame")
-    figure.colorbar(shown, ax=axes, label="z-score", shrink=0.5)
-    figure.savefig(path, dpi=90)
-    plt.close(figure)

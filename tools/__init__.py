@@ -1,0 +1,1 @@
+"""What the scripts need beside the method: errors, files, the machine, pictures. A reader of the method may skip it."""

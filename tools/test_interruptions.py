@@ -1,0 +1,149 @@
+"""Real signals, sent to real processes: nothing whole is lost, nothing half is taken for whole, and what goes on is the same."""
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+import data
+import train
+from test_neuroframes import same
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals are sent as on Linux and macOS")
+HERE = os.path.dirname(os.path.abspath(train.__file__))
+SMALL = ["--preset", "tiny", "--width", "16", "--heads", "2", "--depth", "1", "--eeg-dim", "8", "--eeg-filters", "4", "--eeg-bands",
+         "4", "--latent-dim", "6", "--batch-size", "4", "--frames", "6", "--context", "2", "--warmup", "2", "--device", "cpu"]
+KILLS = 20
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    folder = str(tmp_path_factory.mktemp("interrupted") / "subject")
+    return data.synthetic(folder, runs=5, frames=60, channels=4, fs=50, side=8, sources=4, background=3)
+
+def start(script, *flags):
+    return subprocess.Popen([sys.executable, os.path.join(HERE, script), *map(str, flags)], stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+def until(condition, process, seconds=120):
+    """Wait until a condition holds, while the process runs."""
+    end = time.time() + seconds
+    while not condition() and process.poll() is None and time.time() < end:
+        time.sleep(0.005)
+    return condition()
+
+def steps(folder):
+    """Those of the checkpoints in a folder, which must be whole."""
+    return {name: torch.load(folder / name, weights_only=True)["step"] for name in ("last.pt", "ckpt.pt") if (folder / name).exists()}
+
+def log(folder):
+    return [{**json.loads(line), "seconds": 0} for line in open(folder / "log.jsonl")]
+
+def files(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+def test_twenty_kills_at_random_moments(tiny, tmp_path):
+    flags, draw = ["--data", tiny, *SMALL, "--steps", 5000], random.Random(time.time_ns())
+    whole, out, kills, reached = start("train.py", *flags, "--out", tmp_path / "whole"), tmp_path / "killed", 0, 0
+    while kills < KILLS:
+        saved = lambda: os.stat(out / "last.pt").st_mtime_ns if (out / "last.pt").exists() else 0  # noqa: E731
+        before = saved()
+        process = start("train.py", "--out", out, *(["--resume", "--device", "cpu"] if before else flags))
+        if kills % 2:  # any time of its life, or around a time at which it writes
+            time.sleep(draw.uniform(0, 4))
+        else:
+            assert until(lambda: saved() != before, process)
+            time.sleep(draw.uniform(0, 0.5))
+        process.kill()
+        _, told = process.communicate()
+        assert process.returncode == -signal.SIGKILL, told  # it was not done
+        kills += 1
+        found = steps(out)
+        assert found.get("last.pt", 0) >= reached, "a checkpoint went back"
+        reached = found.get("last.pt", 0)
+    last = start("train.py", "--out", out, "--resume", "--device", "cpu")
+    assert last.wait() == whole.wait() == 0
+    for name in ("last.pt", "ckpt.pt"):
+        assert same(*(torch.load(tmp_path / run / name, weights_only=True) for run in ("whole", "killed"))), name
+    assert log(out) == log(tmp_path / "whole") and len(log(out)) == 20
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_asked_to_stop_it_finishes_the_step_and_says_how_to_go_on(tiny, tmp_path, number):
+    flags = ["--data", tiny, *SMALL, "--steps", 1500]
+    whole, process = (start("train.py", *flags, "--out", tmp_path / out) for out in ("whole", "stopped"))
+    assert until((tmp_path / "stopped/log.jsonl").exists, process)
+    time.sleep(0.1)
+    process.send_signal(number)
+    told, errors = process.communicate()
+    step = steps(tmp_path / "stopped")["last.pt"]
+    assert process.returncode == 128 + number and "Traceback" not in errors
+    assert f"stopped at step {step} of 1500 and saved; go on with: python train.py --out" in told and "--resume" in told
+    assert start("train.py", "--out", tmp_path / "stopped", "--resume", "--device", "cpu").wait() == whole.wait() == 0
+    for name in ("last.pt", "ckpt.pt"):
+        assert same(*(torch.load(tmp_path / run / name, weights_only=True) for run in ("whole", "stopped"))), name
+    assert log(tmp_path / "stopped") == log(tmp_path / "whole")
+
+def test_stopped_before_the_first_step(tiny, tmp_path):
+    process = start("train.py", "--data", tiny, *SMALL, "--out", tmp_path / "out")
+    assert until((tmp_path / "out").exists, process)  # its first act, before data are read
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == 130 and "Traceback" not in errors
+
+def test_a_half_prepared_subject_is_never_there(tmp_path):
+    """Killed at random moments, and prepared again; the folder is absent or whole."""
+    rng, draw, raw = np.random.default_rng(0), random.Random(time.time_ns()), tmp_path / "raw"
+    raw.mkdir()
+    for run in (1, 2):
+        np.save(raw / f"{run}_bold.npy", rng.standard_normal((1000, 5000), np.float32))
+        np.save(raw / f"{run}_eeg.npy", rng.standard_normal((8, 100_000), np.float32))
+    flags = ["--bold", f"{raw}/*_bold.npy", "--eeg", f"{raw}/*_eeg.npy", "--tr", "1", "--fs", "100"]
+    out, partial = tmp_path / "subject", tmp_path / "subject.partial"
+    for _ in range(6):
+        process = start("data.py", *flags, "--out", out)
+        until(partial.exists, process)
+        time.sleep(draw.uniform(0, 0.15))
+        process.kill()
+        process.wait()
+        if out.exists():
+            data.Subject(str(out))
+            assert len(data.Subject(str(out)).fmri) == 2 * 996
+            break
+    process = start("data.py", *flags, "--out", out)
+    process.communicate()
+    assert process.returncode == 0 and not partial.exists()
+    x = np.load(raw / "2_bold.npy")
+    assert np.array_equal(data.Subject(str(out)).fmri[-996:], x[4:])
+
+def test_a_second_run_keeps_the_first_result(tiny, tmp_path):
+    """Of training, sampling and preparing; and two at a time cannot write into one folder."""
+    out, flags = tmp_path / "out", ["--data", tiny, *SMALL, "--out", tmp_path / "out"]
+    assert start("train.py", *flags, "--steps", 2).wait() == 0
+    trained = files(out)
+    long = start("train.py", *flags, "--steps", 4000, "--seed", 1)
+    assert until((out / "earlier-1").exists, long)
+    assert until((out / "last.pt").exists, long)
+    second = start("train.py", *flags)
+    _, told = second.communicate()
+    assert second.returncode == 2 and "another process is writing there" in told
+    long.kill()
+    long.wait()
+    assert files(out / "earlier-1") == {out / "earlier-1" / path.name: content for path, content in trained.items()}
+    ckpt = ["--ckpt", out / "earlier-1/ckpt.pt", "--out", tmp_path, "--samples", 2]
+    assert start("sample.py", *ckpt, "--steps", 2).wait() == 0
+    first = files(tmp_path / "direct")
+    process = start("sample.py", *ckpt, "--steps", 1000)
+    assert until((tmp_path / "direct.partial").exists, process)
+    process.kill()
+    process.wait()
+    assert files(tmp_path / "direct") == first  # a killed run has touched nothing
+    process = start("sample.py", *ckpt, "--steps", 3)
+    told, _ = process.communicate()
+    assert process.returncode == 0 and "it is kept in" in told and "direct-1" in told
+    assert files(tmp_path / "direct-1") == {tmp_path / "direct-1" / path.name: content for path, content in first.items()}
+    assert json.load(open(tmp_path / "direct/metrics.json"))["steps"] == 3 and not (tmp_path / "direct.partial").exists()
