@@ -115,8 +115,8 @@ def open_bold(path):
         image = nib.load(path, mmap=False)  # mapped pages would count as memory
         series, space = image.header.get_axis(0), image.header.get_axis(1)
     except Exception as error:  # nibabel raises many kinds
-        fail(f"{path}: not readable as CIFTI-2 ({str(error)[:150]}); expected a .dtseries.nii or .npy [volumes, V] (CIFTI-1: "
-             "wb_command -file-convert -cifti-version-convert OLD 2 NEW)", error)
+        fail(f"{path}: not readable as CIFTI-2 ({str(error)[:150]}); expected a .dtseries.nii or .npy [volumes, V] "
+             "(CIFTI-1: wb_command -file-convert -cifti-version-convert OLD 2 NEW)", error)
     if not isinstance(series, nib.cifti2.SeriesAxis) or not isinstance(space, nib.cifti2.BrainModelAxis):
         fail(f"{path}: has axes {type(series).__name__} and {type(space).__name__}; expected a dense series "
              "(.dtseries.nii): SeriesAxis and BrainModelAxis")
@@ -144,18 +144,18 @@ def prepare_runs(a):
         tr = a.tr or bold_tr or fail(f"{bold_path}: says no TR; give it with --tr, in seconds")
         check_tr("--tr" if a.tr else bold_path, tr)
         C, samples = files.load_npy(eeg_path, 2).shape
-        found = {"grayordinates": bold.shape[1], "s TR": tr, "EEG channels": a.channels or C, "places in the brain": space}
+        found = {"grayordinates": bold.shape[1], "s TR": tr, "EEG channels": a.channels or C, "places": space}
         same = same or found
         for what in [w for w in found if found[w] != same[w]]:
-            numbers = "" if what == "places in the brain" else f" ({found[what]:g}, {same[what]:g})"
-            fail(f"{bold_path}, {eeg_path}: other {what} than {bolds[0]}, {eegs[0]}{numbers}; expected runs of one session")
+            numbers = " in the brain" if what == "places" else f" ({found[what]:g}, {same[what]:g})"
+            fail(f"{bold_path}, {eeg_path}: other {what} than {bolds[0]}, {eegs[0]}{numbers}; expected one session")
         if C > samples:
             fail(f"{eeg_path}: has shape [{C}, {samples}]; expected [channels, samples]: save its transpose")
         scan, recorded = bold.shape[0] * tr, samples / a.fs
         if recorded < scan - a.delay - tr or recorded > 1.5 * scan + 60:
             fail(f"{eeg_path}: {samples:,} samples of {C} channels last {recorded:.1f} s at --fs {a.fs:g}, but "
-                 f"{bold_path} {scan:.1f} s, {bold.shape[0]} volumes of {tr:g} s; expected the same run, the right rate, "
-                 "and BOLD as [volumes, V]")
+                 f"{bold_path} {scan:.1f} s, {bold.shape[0]} volumes of {tr:g} s; expected the same run, the right "
+                 "rate, and BOLD as [volumes, V]")
         first, starts = eeg_windows(samples, bold.shape[0], tr, a.fs, a.delay)
         if not starts or C < (a.channels or 1):
             fail(f"{eeg_path}: has {C} channels, and {len(starts)} frames with a whole window of EEG; expected "
@@ -186,7 +186,8 @@ def prepare_frames(a):
     bold, eeg = numbered(a.bold), numbered(a.eeg)
     numbers = sorted(bold.keys() & eeg.keys())
     if not numbers:
-        fail(f"--bold {a.bold} has {len(bold)} files NUMBER.npy, --eeg {a.eeg} {len(eeg)}; expected files that share a number")
+        fail(f"--bold {a.bold} has {len(bold)} files NUMBER.npy, --eeg {a.eeg} {len(eeg)}; expected files that share a "
+             "number")
     check_tr("--tr (files of single frames do not say it; CineBrain: 0.8)", a.tr)
     place = np.array(numbers) - min(bold.keys() | eeg.keys())
     per_run = a.frames_per_run or place[-1] + 1
@@ -194,9 +195,11 @@ def prepare_frames(a):
     V, (C, W) = files.load_npy(bold[numbers[0]], 1).shape[0], files.load_npy(eeg[numbers[0]], 2).shape
     C, space = a.channels or C, open_bold(a.space)[2] if a.space else None
     if a.space and (space is None or len(space) != V):
-        fail(f"--space {a.space}: has {len(space or ()):,} grayordinates, the frames have {V:,}; expected a .dtseries.nii of them")
+        fail(f"--space {a.space}: has {len(space or ()):,} grayordinates, the frames have {V:,}; expected a "
+             ".dtseries.nii of them")
     meta = {"tr": a.tr, "fs": W / a.tr, "delay": 0.0, "delay_in_files": a.delay,
-            "first_number": [numbers[i] for i in edges[:-1]], "first_volume": [int(place[i] % per_run) for i in edges[:-1]],
+            "first_number": [numbers[i] for i in edges[:-1]],
+            "first_volume": [int(place[i] % per_run) for i in edges[:-1]],
             "frames_per_run": np.diff(edges).tolist(), "source": [os.path.abspath(a.bold), os.path.abspath(a.eeg)]}
     if a.split:  # a list of clips {"fmri": [paths], "eeg": [paths], ...}; the number in a path is the frame's
         try:
@@ -204,9 +207,11 @@ def prepare_frames(a):
                 test = {int(re.search(r"(\d+)\.npy$", path)[1]) for clip in json.load(f) for path in clip["fmri"]}
         except (OSError, ValueError, TypeError, KeyError) as error:
             fail(f"--split {a.split}: not a list of clips {{\"fmri\": [\".../NUMBER.npy\", ...]}} ({error!r})", error)
-        meta["split"] = {part: [i for i, n in enumerate(numbers) if (n in test) == (part == "test")] for part in ("train", "test")}
+        meta["split"] = {part: [i for i, n in enumerate(numbers) if (n in test) == (part == "test")]
+                         for part in ("train", "test")}
         if not 0 < len(meta["split"]["test"]) < len(numbers):
-            fail(f"--split {a.split}: names {len(meta['split']['test'])} of {len(numbers)} frames; expected some, not all")
+            fail(f"--split {a.split}: names {len(meta['split']['test'])} of {len(numbers)} frames; expected some, "
+                 "not all")
     with files.prepared(a.out, meta, V, C, W) as out:
         save_space(out, a.parcels, space, V)
         for i in tqdm(numbers, unit="frame"):
@@ -244,17 +249,19 @@ def save_space(out, parcels, space, V):
             image = nib.load(path)
             labels, models = image.header.get_axis(0).label[0], image.header.get_axis(1)
         except Exception as error:  # nibabel raises many kinds
-            fail(f"--parcels {path}: not readable as a CIFTI-2 .dlabel.nii ({error}); expected that or a boolean .npy [{V}]", error)
+            fail(f"--parcels {path}: not readable as a CIFTI-2 .dlabel.nii ({error}); expected that, or a boolean .npy "
+                 f"[{V}]", error)
         names = np.array([labels[int(v)][0].removesuffix("_ROI") for v in np.asarray(image.dataobj[0])])
         if space is None and V != len(models) or space and not models.nvertices.items() <= space.nvertices.items():
-            fail(f"--parcels {path}: its surfaces are not those of the frames, or the frames' are unknown; give .npy masks")
+            fail(f"--parcels {path}: its surfaces are not those of the frames, or theirs are unknown; give .npy masks")
         # A place is a structure and a vertex index, or a structure and a voxel's i, j, k.
         places = lambda axis: zip(axis.name, axis.vertex, map(tuple, axis.voxel))  # noqa: E731
         name_at = dict(zip(places(models), names))
         found = names if space is None else np.array([name_at.get(p, "") for p in places(space)])
         rois.update({region: np.isin(found, members) for region, members in REGIONS.items()})
         if not rois["visual"].any():
-            fail(f"--parcels {path}: no parcel is named as in HCP MMP 1.0, such as L_V1_ROI; found {sorted(set(names))[:5]}")
+            fail(f"--parcels {path}: has parcels such as {sorted(set(names))[:5]}; expected those of HCP MMP 1.0, such "
+                 "as L_V1_ROI")
     if rois:
         np.savez(out.path("rois.npz"), **rois)
         print("regions: " + ", ".join(f"{k} {int(m.sum()):,}" for k, m in rois.items()))
@@ -275,8 +282,8 @@ def save_dtseries(path, frames, space, tr, start):
 # ---- 4. Reading a prepared subject -----------------------------------------------------
 
 def mapped(name, ndim):
-    """An array of a subject's folder, or None. Opened anew for each reading: the pages read through a memory map count as
-    this process's memory for as long as it is open, and would in the end be the whole file."""
+    """An array of a subject's folder, or None. Opened anew for each reading: the pages read through a memory map count
+    as this process's memory for as long as it is open, and would in the end be the whole file."""
     path = lambda self: os.path.join(self.folder, name)  # noqa: E731
     return property(lambda self: files.load_npy(path(self), ndim, kinds="f") if os.path.exists(path(self)) else None)
 
@@ -294,8 +301,8 @@ class Subject:
                 fail(f"{path}: not readable ({error!r}); prepare the subject again with data.py", error)
         self.folder, self.meta = folder, there("subject.json", lambda path: json.load(open(path, encoding="utf-8")))
         if self.meta is None or self.fmri is None or self.eeg is None:
-            fail(f"{folder}: no prepared subject there (subject.json, fmri.npy, eeg.npy); prepare it with data.py, or leave "
-                 "--data out for the synthetic one")
+            fail(f"{folder}: no prepared subject there (subject.json, fmri.npy, eeg.npy); prepare it with data.py, or "
+                 "leave --data out for the synthetic one")
         self.rois = there("rois.npz", lambda path: dict(np.load(path, allow_pickle=False))) or {}
         self.space = there("space.dscalar.nii", lambda path: nib.load(path).header.get_axis(1))
         check_subject(self)

@@ -10,7 +10,7 @@ arXiv 2603.24176), in the order in which data flows through it. No files, argume
     5  sampler             noise -> z, held to what was seen                Algorithm 1
 
 B windows of K frames, V vertices, d latents, C EEG channels of W samples a frame. k counts frames (time), n diffusion
-steps, from 0 here and from 1 in the paper, whose X, S, h_EEG and x^(n) are x, eeg, h and z_n. alpha_bar: share of signal.
+steps, from 0 here and from 1 in the paper, whose X, S, h_EEG, x^(n) are x, eeg, h, z_n. alpha_bar: share of signal.
 """
 import math
 
@@ -38,14 +38,15 @@ class EEGEncoder(nn.Module):
 class BandPowerEncoder(nn.Module):
     """A learned filter bank that ends in log power, and the power itself if `plain`; same shapes as EEGEncoder.
 
-    BOLD follows the *power* of EEG rhythms, not their voltage (Goense and Logothetis 2008). The squaring that convolutions
-    have to discover is built in; what is left to learn is where (spatial filters over channels) and at which frequencies
-    (bands; by Parseval, to filter, square and average is to sum |X(f)|^2 with weights). The log tames the long tail of power,
-    but flattens bursts, which BOLD follows; plain power overfits where data are few. Spectra are taken over `span` adjacent windows: in 0.8 s rhythms 1 Hz
-    apart blur. cycles: the highest frequency, in cycles a window."""
+    BOLD follows the *power* of EEG rhythms, not their voltage (Goense and Logothetis 2008). The squaring that
+    convolutions have to discover is built in; what is left to learn is where (spatial filters over channels) and at
+    which frequencies (bands; by Parseval, to filter, square and average is to sum |X(f)|^2 with weights). The log tames
+    the long tail of power, but flattens bursts, which BOLD follows; plain power overfits where data are few. Spectra
+    are taken over `span` windows: in 0.8 s rhythms 1 Hz apart blur. cycles: the highest frequency, cycles a window."""
     def __init__(self, channels, samples, dim, cycles=60, filters=64, bands=40, span=3, dropout=0.5, plain=True):
         super().__init__()
-        self.span, self.bins, self.plain, features = span, span * min(cycles, samples // 2), plain, (1 + plain) * filters * bands
+        features = (1 + plain) * filters * bands
+        self.span, self.bins, self.plain = span, span * min(cycles, samples // 2), plain
         # A Hann taper: an untapered window leaks the strong slow rhythms into all faster bins.
         self.register_buffer("taper", torch.hann_window(span * samples) / math.sqrt(span * samples), persistent=False)
         self.spatial = nn.Parameter(torch.randn(filters, channels) / math.sqrt(channels))       # [s,C]
@@ -97,9 +98,9 @@ class LinearAutoencoder(nn.Module):
     def fit(self, frames, block=4096):
         """Closed-form optimum for frames [T,V], anything that slices like an array; returns the share of variance kept.
         The covariance of V = 91,282 vertices would be 33 GB; the Gram matrix X X^T [T,T] has the same nonzero eigen-
-        values, and E = S^-1 U^T X. It is summed over blocks of vertices, of which one at a time is held; for T > V the V x V
-        side is the small one. Lowers latent_dim to the frames' rank. block: vertices at a time, and the largest side for
-        which all eigenvectors are computed in float64."""
+        values, and E = S^-1 U^T X. It is summed over blocks of vertices, of which one at a time is held; for T > V the
+        V x V side is the small one. Lowers latent_dim to the frames' rank. block: vertices at a time, and the largest
+        side for which all eigenvectors are computed in float64. Raises ValueError if frames are not [T >= 2, V]."""
         T, V = frames.shape
         if V != self.vertices or T < 2:
             raise ValueError(f"frames must be [T >= 2, {self.vertices}], got {[T, V]}")
@@ -173,8 +174,8 @@ class GaussianPrior(nn.Module):
         self.spectra = {}
     @torch.no_grad()
     def fit(self, segments):
-        """c[l] = mean z_t z_{t+l} over segments [t,d], divided by all frames and not by the pairs at lag l: only then is no
-        variance negative. white: what of c[0] no other frame shares, the smallest eigenvalue of C for 32 frames."""
+        """c[l] = mean z_t z_{t+l} over segments [t,d], divided by all frames and not by the pairs at lag l: only then
+        is no variance negative. white: what of c[0] no other frame shares, the least eigenvalue of C of 32 frames."""
         total, t = sum(len(z) for z in segments), torch.arange(32)
         for lag in range(len(self.autocovariance)):
             self.autocovariance[lag] = sum((z[lag:] * z[: len(z[lag:])]).sum(0) for z in segments) / total
@@ -182,7 +183,7 @@ class GaussianPrior(nn.Module):
         self.spectra = {}
     def covariance(self, a, b):
         """C [d,len(a),len(b)], float64, between times in frames. Between whole lags what is not white is interpolated
-        linearly, which multiplies its power spectrum by sinc^2: what is positive stays so. Beyond the last lag it is 0."""
+        linearly, which multiplies its power spectrum by sinc^2: positive stays positive. Beyond the lags it is 0."""
         c, white = F.pad(self.autocovariance.cpu().double(), (0, 0, 0, 2)), self.white.cpu().double()
         c[0] -= white
         lag = (a.cpu().double()[:, None] - b.cpu().double()).abs().clamp(max=len(c) - 2)  # [Ka,Kb]
@@ -250,9 +251,9 @@ class Block(nn.Module):
         for p in self.modulation.parameters():
             nn.init.zeros_(p)
     def forward(self, x, modulation, kv, bias):
-        # x [B,M,w] tokens of noisy frames; modulation [B,1,9w]: see DiT.modulations; kv, bias: the EEG, see DiT.condition
+        # x [B,M,w] tokens of noisy frames; modulation [B,1,9w] of DiT.modulations; kv, bias: the EEG, of DiT.condition
         s1, b1, g1, s2, b2, g2, s3, b3, g3 = modulation.chunk(9, -1)                           # [B,1,w] each
-        u = torch.addcmul(b1, self.norm(x), 1 + s1)                                            # [B,M,w] b + norm(x) (1 + s)
+        u = torch.addcmul(b1, self.norm(x), 1 + s1)                                            # [B,M,w] norm (1+s) + b
         x = torch.addcmul(x, g1, self.self_attention(u, self.self_attention.keys_values(u)))   # [B,M,w] x + g attention
         u = torch.addcmul(b2, self.norm(x), 1 + s2)                                            # [B,M,w]
         x = torch.addcmul(x, g2, self.cross_attention(u, kv, bias))                            # [B,M,w]
@@ -267,8 +268,8 @@ class DiT(nn.Module):
     def __init__(self, latent_dim, eeg_dim, width, depth, heads, tokens_per_frame=1):
         super().__init__()
         if latent_dim % tokens_per_frame or width % heads or width % 2:
-            raise ValueError(f"tokens_per_frame {tokens_per_frame} must divide latent_dim {latent_dim}, and 2 and heads "
-                             f"{heads} width {width}")
+            raise ValueError(f"tokens_per_frame {tokens_per_frame} must divide latent_dim {latent_dim}, and 2 and "
+                             f"heads {heads} must divide width {width}")
         self.width, self.P = width, tokens_per_frame
         piece = latent_dim // tokens_per_frame
         self.embed_z = nn.Linear(piece, width)
@@ -291,7 +292,7 @@ class DiT(nn.Module):
         return [(b.cross_attention.keys_values(h), -0.5 * ((lag - b.delay) * torch.exp(-b.log_spread)) ** 2)
                 for b in self.blocks]                             # [2,B,heads,L,w/heads], [B,heads,KP,L]
     def modulations(self, n):
-        """The diffusion step's scales, shifts and gates, a tensor for each block and the head. Not of z_n or the EEG."""
+        """The diffusion step's scales, shifts, gates: a tensor for each block and the head. Not of z_n or the EEG."""
         c = F.silu(self.embed_n(sinusoid(n, self.width).to(self.place)))                       # [B,w]
         return [layer.modulation(c)[:, None] for layer in (*self.blocks, self)]                # [B,1,9w] each, [B,1,2w]
     def forward(self, z_n, n, h, positions=None, eeg_positions=None, condition=None, modulations=None):
@@ -319,9 +320,9 @@ class NeuroFrames(nn.Module):
         self.dit = DiT(latent_dim, eeg_dim, width, depth, heads, tokens_per_frame)
         self.prior = GaussianPrior(latent_dim) if prior else None
     def forward(self, z_n, n, h, eeg_positions=None, condition=None, u=1, modulations=None):
-        """z_n [B,Ku,d], n [B] or [1], EEG tokens h [Bu,L,d_e] at eeg_positions [Bu,L] -> eps or v, [B,Ku,d]. With u points a
-        frame the network is asked about u sets of points one frame apart, as it was trained, each with EEG cut at its
-        own times; the prior, which knows the times between, puts the sets together."""
+        """z_n [B,Ku,d], n [B] or [1], EEG tokens h [Bu,L,d_e] at eeg_positions [Bu,L] -> eps or v, [B,Ku,d]. With u
+        points a frame the network is asked about u sets of points one frame apart, as it was trained, each with EEG cut
+        at its own times; the prior, which knows the times between, puts the sets together."""
         sets = z_n.unflatten(1, (-1, u)).transpose(1, 2).flatten(0, 1)                         # [Bu,K,d]
         out = self.dit(sets, n, h, None, eeg_positions, condition, modulations)                # [Bu,K,d]
         if u > 1:
@@ -330,13 +331,14 @@ class NeuroFrames(nn.Module):
             out = out + self.prior(z_n, n, self.schedule, self.predict, torch.arange(z_n.shape[1]) / u)
         return out
     def eps_model(self, h, eeg_positions, K, modulations):
-        """(z_n [SB,Ku,d], n) -> eps for `sample`: S samples of B windows with EEG h [B,u,L,d_e]; one n for all. What does not
-        depend on z_n is computed once: here the EEG's keys and values, by the caller modulations(n), those of the DiT, cached."""
+        """(z_n [SB,Ku,d], n) -> eps for `sample`: S samples of B windows with EEG h [B,u,L,d_e]; one n for all. What
+        does not depend on z_n is computed once: here the EEG's keys and values, by the caller modulations(n)."""
         B, u = h.shape[:2]
         h, eeg_positions = h.flatten(0, 1), eeg_positions.repeat_interleave(u, 0)              # [Bu,L,d_e], [Bu,L]
         once = self.dit.condition(h, torch.arange(K, device=h.device), eeg_positions)
         def eps(z_n, n):
-            condition = [(kv.repeat(1, len(z_n) // B, 1, 1, 1), bias.repeat(len(z_n) // B, 1, 1, 1)) for kv, bias in once]
+            S = len(z_n) // B
+            condition = [(kv.repeat(1, S, 1, 1, 1), bias.repeat(S, 1, 1, 1)) for kv, bias in once]
             out = self(z_n, n[:1], h, eeg_positions, condition, u, modulations(int(n[0])))
             return out if self.predict == "eps" else self.schedule.eps_from_velocity(z_n, n[:1], out)
         return eps
@@ -386,7 +388,8 @@ class Observation:
         frames_only, gains = all(f is None or not len(a) for f, a in zip(fit, A)), {}
         def gain(abar):
             if prior is None:
-                return torch.stack([a.T @ torch.linalg.inv(torch.eye(len(a)) + r / (1 - abar)) @ a for a, r in zip(A, R)])
+                inverse = [torch.linalg.inv(torch.eye(len(a)) + r / (1 - abar)) for a, r in zip(A, R)]
+                return torch.stack([a.T @ u @ a for a, u in zip(A, inverse)])                      # [K,d,d]
             power, U = prior.spectrum(points)  # W = (1 - abar) C (abar C + (1 - abar) I)^-1, and C at abar = 0
             W = (U * ((1 - abar) * power / (abar * power + 1 - abar))[:, None]) @ U.mT         # [d,K,K]
             if frames_only:  # the latents do not mix, and each has a K x K system of its own

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 import data
 from tools import files, machine, show
-from tools.errors import check_positive, check_values, fail, script
+from tools.errors import check_fits, check_positive, fail, script
 from neuroframes import GaussianPrior, LinearAutoencoder, NeuroFrames, Observation, range_null_projection, sample
 
 METRICS = ("mse", "r", "cos")
@@ -36,9 +36,10 @@ def parse(argv=None):
     add("--interrecon", action="store_true", help="complete what was not observed, by null-space sampling")
     add("--gap", type=int, help="every gap-th of --frames frames is observed (default: 2, or none with --observe)")
     add("--anchors", help="observed ones of every --frames frames, in place of --gap, such as 0,9")
-    add("--observe", help="vertices observed: a region, or boolean mask.npy [V] or [frames,V], repeated in every stretch")
+    add("--observe", help="vertices observed: a region, or boolean mask.npy [V] or [frames,V], repeated in each run")
     add("--no-null-space", action="store_true", help="leave the projection out: what the EEG alone says")
-    add("--projection", choices=["weighted", "plain"], default="weighted", help="by the latents' covariance in time, or not")
+    add("--projection", choices=["weighted", "plain"], default="weighted",
+        help="by the latents' covariance in time, or the paper's")
     add("--frames", type=int, help="period of --gap and --anchors, and frames a scored window (default: as trained)")
     add("--window", type=int, help="frames that the model sees at a time (default: the most that it was trained on)")
     add("--overlap", type=int, help="frames that neighbouring windows share; 0: independent windows (default: half)")
@@ -47,7 +48,7 @@ def parse(argv=None):
     add("--calibrate", action="store_true", help="fit a scale for the samples' spread on the validation run")
     add("--steps", type=int, default=50, help="network calls a sample; lower it if time runs out")
     add("--eta", type=float, default=0.0, help="0: DDIM; 1: the noise of DDPM")
-    add("--batch-size", type=int, default=16, help="windows, with all their samples, at a time; lower it if memory runs out")
+    add("--batch-size", type=int, default=16, help="windows at a time, with all samples; lower it if memory runs out")
     add("--seed", type=int, default=0, help="of the noise and of the shuffled EEG")
     add("--device", help="cpu, cuda or mps (default: the best there is)")
     add("--plot", action="store_true", help="draw plot.png, vertices by time (needs matplotlib)")
@@ -64,27 +65,16 @@ def parse(argv=None):
 
 def load(path, device):
     """(checkpoint dict, model, autoencoder, normaliser) of the file that train.py wrote."""
-    ckpt = files.load_checkpoint(path, device, "config", "model", "autoencoder", "normaliser", "settings", "subject", "checksums")
+    ckpt = files.load_checkpoint(path, device, "config", "model", "autoencoder", "normaliser", "settings", "subject",
+                                 "checksums")
     with files.this_version(path):
         model = NeuroFrames(**ckpt["config"]).to(device).eval()
         model.load_state_dict(ckpt["model"])
         model.dit.forward = machine.fast_products(model.dit.width)(model.dit.forward)
-        autoencoder = LinearAutoencoder(*ckpt["autoencoder"]["E"].shape[::-1], joint="D" in ckpt["autoencoder"]).to(device)
+        E = ckpt["autoencoder"]["E"]  # [d,V]
+        autoencoder = LinearAutoencoder(*E.shape[::-1], joint="D" in ckpt["autoencoder"]).to(device)
         autoencoder.load_state_dict(ckpt["autoencoder"])
         return ckpt, model, autoencoder, data.Normaliser(**{k: v.cpu() for k, v in ckpt["normaliser"].items()})
-
-def load_subject(folder, ckpt, path):
-    """The data.Subject of a folder, on which the checkpoint of this path can be used."""
-    subject, config = data.Subject(folder), ckpt["config"]
-    found = (subject.fmri.shape[1], *subject.eeg.shape[1:])                  # V, C, W
-    trained = (len(ckpt["normaliser"]["mean"]), config["channels"], config["samples"])
-    if found != trained:
-        fail(f"{folder}: has {found[0]:,} vertices, {found[1]} EEG channels of {found[2]} samples a frame, {path} was trained on "
-             f"{trained[0]:,}, {trained[1]} and {trained[2]}; prepare it with the same --channels, --fs and space, or train on it")
-    if subject.meta["checksums"] != ckpt["checksums"]:
-        machine.say(f"note: {path} was not trained on {folder}; its test runs may not be unseen")
-        check_values(subject)
-    return subject
 
 def observed_rows(a, K, subject):
     """bool [P,V]: which vertices are observed. Frame k of a stretch has row k mod P."""
@@ -92,7 +82,8 @@ def observed_rows(a, K, subject):
     if a.observe:
         if a.observe not in subject.rois and not os.path.exists(a.observe):
             fail(f"--observe {a.observe}: neither a file nor a region of {subject.folder}: {', '.join(subject.rois)}")
-        rows = np.atleast_2d(subject.rois[a.observe] if a.observe in subject.rois else files.load_npy(a.observe, 1, 2, kinds="b"))
+        mask = subject.rois.get(a.observe)
+        rows = np.atleast_2d(files.load_npy(a.observe, 1, 2, kinds="b") if mask is None else mask)
         if rows.shape[1] != V:
             fail(f"--observe {a.observe}: has shape {rows.shape}; expected [{V}] or [frames, {V}]")
     if a.gap or a.anchors:
@@ -104,8 +95,8 @@ def observed_rows(a, K, subject):
         rows = np.tile(rows, (math.lcm(K, len(rows)) // len(rows), 1))
     rows = rows | np.isin(np.arange(len(rows)) % K, seen)[:, None]
     if a.interrecon and (rows.all() or not rows.any()):
-        fail(f"--observe {a.observe}, --gap {a.gap}, --anchors {a.anchors}: all or nothing would be observed; expected some, such "
-             "as --anchors 0,9")
+        fail(f"--observe {a.observe}, --gap {a.gap}, --anchors {a.anchors}: all or nothing would be observed; expected "
+             "some, such as --anchors 0,9")
     return rows
 
 # ---- Scores ----------------------------------------------------------------------------
@@ -119,7 +110,7 @@ def frame_scores(x_hat, x):
     return torch.stack([(x_hat - x).square().mean(-1), r, cosine(x_hat, x)], -1)
 
 class Scores:
-    """Collects frame scores [frames,3] a window, for every method and region, of the vertices that were not observed."""
+    """Collects frame scores [frames,3] a window, for every method and region, of vertices that were not observed."""
     def __init__(self, regions, rows):
         self.windows, self.index = {}, [
             {name: torch.from_numpy(np.flatnonzero(mask & ~row)) for name, mask in regions.items()} for row in rows]
@@ -151,14 +142,16 @@ def linear_interpolation(seen, times, fetch):
     return torch.from_numpy(weight[:, near]).float() @ fetch(seen[near])
 
 def calibration(error, std):
-    """Is the truth as far from the mean as the spread says? For errors [m] and the deviations [m] claimed for them, sums
-    of: in the central 50 and 90% of a normal, its CRPS (closed form: Gneiting and Raftery 2007), std^2, error^2, 1."""
+    """Is the truth as far from the mean as the spread says? For errors [m] and the deviations [m] claimed for them,
+    sums [6] of: in the central 50 and 90% of a normal, its CRPS (Gneiting and Raftery 2007), std^2, error^2, 1."""
     error, std = error.double().abs(), std.double().clamp(min=1e-12)
     w = error / std
     crps = std * (w * torch.erf(w / 2**0.5) + (torch.exp(-0.5 * w**2) * 2**0.5 - 1) / math.pi**0.5)
     return np.array([u.sum().item() for u in (w < 0.67449, w < 1.64485, crps, std**2, error**2, torch.ones_like(w))])
+
 def calibration_summary(s):
-    return {"coverage_50": s[0] / s[5], "coverage_90": s[1] / s[5], "crps": s[2] / s[5], "spread_to_error": (s[3] / s[4]) ** 0.5}
+    return {"coverage_50": s[0] / s[5], "coverage_90": s[1] / s[5], "crps": s[2] / s[5],
+            "spread_to_error": (s[3] / s[4]) ** 0.5}
 
 # ---- Whole runs from windows -----------------------------------------------------------
 def encode_eeg(model, subject, normaliser, segments, upsample, device, block=64):
@@ -173,14 +166,14 @@ def encode_eeg(model, subject, normaliser, segments, upsample, device, block=64)
     return torch.cat(tokens)
 
 class Windows:
-    """A stretch of T frames, u points each, denoised as a whole by a model that sees K frames at a time: at every step each
-    window answers for its part, and where windows overlap answers are averaged (MultiDiffusion; Bar-Tal et al. 2023)."""
+    """A stretch of T frames, u points each, denoised as a whole by a model that sees K frames at a time: at each step
+    each window answers for its part, and overlapping answers are averaged (MultiDiffusion; Bar-Tal et al. 2023)."""
     def __init__(self, T, K, overlap, u=1):
         tiles = data.tile([(0, T)], K, overlap)
         self.start, self.K, self.T, self.u = torch.tensor([w[0] for w in tiles]), tiles[0][1], T, u
         self.index = self.start[:, None] * u + torch.arange(self.K * u)                     # [n,Ku]
         ramp = torch.arange(1.0, self.K * u + 1)
-        self.fade = torch.minimum(ramp, ramp.flip(0))[:, None] ** 2                         # a window knows its middle best
+        self.fade = torch.minimum(ramp, ramp.flip(0))[:, None] ** 2                         # it knows its middle best
         self.weight = torch.zeros(T * u, 1).index_add_(0, self.index.flatten(), self.fade.repeat(len(tiles), 1))
 
     def blend(self, parts):  # [B,n,Ku,d] -> [B,Tu,d]
@@ -199,12 +192,13 @@ class Windows:
                   for i, c in enumerate(zip(tokens.split(batch_size), times.split(batch_size)))]
         def eps(z_n, n):
             parts = z_n[:, self.index].unflatten(0, (samples, -1)).flatten(1, 2).split(batch_size, 1)  # [S,<=Bn,Ku,d]
-            out = [f(part.flatten(0, 1), n).unflatten(0, (samples, -1)) if f else 0 * part for f, part in zip(models, parts)]
+            out = [f(part.flatten(0, 1), n).unflatten(0, (samples, -1)) if f else 0 * part
+                   for f, part in zip(models, parts)]
             return machine.summed(self.blend(torch.cat(out, 1).unflatten(1, (len(h), -1)).flatten(0, 1)))  # [SB,Tu,d]
         return eps
 
     def projection(self, observation, prior, kinds, y):
-        """Observation's (z0 [SB,Tu,d], abar) -> z0 for whole stretches of y [B,T,d], kinds [T]; None if nothing was seen."""
+        """Observation's (z0 [SB,Tu,d], abar) -> z0 for stretches of y [B,T,d], kinds [T]; None if nothing was seen."""
         if set(kinds) == {-1}:
             return None
         kinds, known, alike = np.repeat(kinds, self.u), y.repeat_interleave(self.u, 1), {}          # [B,Tu,d]
@@ -224,7 +218,7 @@ class Windows:
 # ---- The run ---------------------------------------------------------------------------
 @script
 def main(argv=None, also=lambda method, k, x_hat: None):
-    """also: gets every method's test frames, x_hat [k,V] in z-scores at places k (benchmarks score them in other ways)."""
+    """also: gets every method's test frames, x_hat [k,V] in z-scores at places k (for benchmarks with other scores)."""
     a, began = parse(argv), time.time()
     device = machine.pick_device(a.device)
     out = os.path.join(a.out or os.path.dirname(a.ckpt) or ".", "interrecon" if a.interrecon else "direct")
@@ -235,22 +229,25 @@ def main(argv=None, also=lambda method, k, x_hat: None):
 
 @torch.no_grad()
 def reconstruct(a, device, out, also, began):
-    """Draw, score and write the test frames into the folder `out`. (With torchrun all draw, the first scores and writes.)"""
+    """Draw, score and write the test frames into the folder `out`. (Of torchrun's processes all draw, one writes.)"""
     leader = machine.RANK == 0
     ckpt, model, autoencoder, normaliser = load(a.ckpt, device)
-    subject = load_subject(a.data or ckpt["subject"], ckpt, a.ckpt)
+    subject = data.Subject(a.data or ckpt["subject"])
+    check_fits(subject, ckpt, a.ckpt)
     surfaces = show.Surfaces(a.surfaces, subject.space, subject.folder) if a.surfaces else None
     if a.plot:
         show.pyplot()  # if it is missing, say so now and not at the end
     V, d, S, u, settings = subject.fmri.shape[1], autoencoder.latent_dim, a.samples, a.upsample, ckpt["settings"]
     K, window = a.frames or settings["frames"], a.window or settings["frames"] * (3 if settings["vary"] else 1)
     overlap = window // 2 if a.overlap is None else a.overlap
-    if not 0 <= overlap < window or u > 1 and model.prior is None:
-        fail(f"--overlap {overlap}: expected 0 to {window - 1}; --upsample {u}: above 1 takes a model with --prior gaussian")
+    if not 0 <= overlap < window:
+        fail(f"--overlap {overlap}: expected 0 to {window - 1}, less than --window")
+    if u > 1 and model.prior is None:
+        fail(f"--upsample {u}: needs a model trained with --prior gaussian")
     splits = {s: subject.segments(s, not settings["no_validation"]) for s in ("train", "val", "test")}
     if not splits["test"] or a.calibrate and not splits["val"]:
-        fail(f"{subject.folder}: its split leaves no test frames, or no validation frames for --calibrate; prepare it from two "
-             "runs or more (four for --calibrate)")
+        fail(f"{subject.folder}: its split leaves no test frames, or no validation frames for --calibrate; prepare it "
+             "from two runs or more (four for --calibrate)")
     rows, of_frame = np.unique(observed_rows(a, K, subject), axis=0, return_inverse=True)
     held = a.interrecon and not a.no_null_space
 
@@ -265,7 +262,6 @@ def reconstruct(a, device, out, also, began):
         gaussian.fit([torch.cat([autoencoder.encode(fetch(slice(i, min(i + 256, high))).to(device)).cpu()
                                  for i in range(low, high, 256)]) for low, high in splits["train"]])
     prior, generator = gaussian if a.projection == "weighted" else None, torch.Generator().manual_seed(a.seed)
-
     def draw(name, stretches, y, kinds, h):
         """z [S,k,u,d] of a few stretches of frames, from EEG tokens h [T,u,d_e]; without EEG the Gaussian conditional
         mean. y [T,d] and kinds [T]: what was observed of each frame, see Observation."""
@@ -278,8 +274,7 @@ def reconstruct(a, device, out, also, began):
             w, shape = Windows(T, window, overlap, u), (S * len(k), T * u, d)
             project = w.projection(observation, gaussian if h is None else prior, kinds[k[0].numpy()], y[k].to(device))
             if h is None:
-                made = torch.zeros(shape, device=device)
-                made = made if project is None else project(made, 0.0)
+                made = (project or (lambda z0, abar: z0))(torch.zeros(shape, device=device), 0.0)
             else:
                 network = w.eps_model(model, h[k.to(device)], settings["context"], S, a.batch_size)
                 made = sample(lambda z_n, n: (network(z_n, n), bar.update())[0], shape, model.schedule, a.steps, a.eta,
@@ -289,9 +284,9 @@ def reconstruct(a, device, out, also, began):
         bar.close()
         return z
 
-    T, points = sum(high - low for low, high in splits["test"]), {"recon": u, "truth": 1, **({"std": u} if S > 1 else {})}
-    path_of = lambda name: os.path.join(out, name)  # noqa: E731
-    writers = {name: files.NpyWriter(path_of(f"{name}.npy"), (n * T, V)) for name, n in points.items()} if leader else {}
+    T, path_of = sum(high - low for low, high in splits["test"]), lambda name: os.path.join(out, name)
+    points = {"recon": u, "truth": 1, "std": u} if S > 1 else {"recon": u, "truth": 1}              # a frame
+    writers = {k: files.NpyWriter(path_of(f"{k}.npy"), (n * T, V)) for k, n in points.items()} if leader else {}
     scores = Scores({"whole": normaliser.valid, **{k: m & normaliser.valid for k, m in subject.rois.items()}}, rows)
     residual, before, spread, scale = 0.0, [], {}, None
     for split in ["val"] * a.calibrate + ["test"]:
@@ -309,7 +304,7 @@ def reconstruct(a, device, out, also, began):
 
         # ---- latents of whole runs, a few at a time: memory is that of the longest, however many there are
         h = encode_eeg(model, subject, normaliser, splits[split], u, device)
-        # Shuffled EEG: each block of K frames gets another's, along one random cycle: none keeps its own but an only one.
+        # Shuffled EEG: each block of K frames gets another's, along one random cycle; only an only one keeps its own.
         cycle, donor = np.random.default_rng(a.seed).permutation(len(blocks)), np.empty(len(blocks), int)
         donor[cycle] = np.roll(cycle, 1)
         other = h[np.concatenate([np.resize(blocks[j], len(k)) for j, k in zip(donor, blocks)])]
@@ -338,7 +333,7 @@ def reconstruct(a, device, out, also, began):
                     if held and method == "neuroframes" and seen.any():
                         before.append((done[method][0][:, 0] - x)[seen].square().mean().item())
                     if held and method in ("neuroframes", "shuffled_eeg"):
-                        # Latents that agree with what was seen decode to D z, not to x: the last projection is in vertices.
+                        # Latents that agree with what was seen decode to D z, not x: so project once more, in vertices.
                         for guess, known in zip(done[method], (x, 0 * x, x)):
                             guess[:, 0] = range_null_projection(guess[:, 0], known, seen)
                 mean, std, first = done["neuroframes"]
@@ -353,7 +348,8 @@ def reconstruct(a, device, out, also, began):
                 for name, array in (("recon", mean), ("truth", x), ("std", std))[:len(writers)]:
                     writers[name].add(array.reshape(-1, V))
                 residual = max(residual, float((mean[:, 0] - x)[seen].abs().max()) if held and seen.any() else 0.0)
-                guesses = {"mean_frame": 0 * x, "neuroframes_1": first[:, 0], **{m: v[0][:, 0] for m, v in done.items()}}
+                guesses = {"mean_frame": 0 * x, "neuroframes_1": first[:, 0]}
+                guesses |= {method: of_mean[:, 0] for method, (of_mean, _, _) in done.items()}
                 if a.interrecon:
                     low, high = next(s for s in stretches if s[0] <= k[0] < s[1])
                     anchors = low + np.flatnonzero(rows.all(1)[p[low:high]])
@@ -378,11 +374,12 @@ def reconstruct(a, device, out, also, began):
     for (low, high), (lo, hi) in zip(stretches, splits["test"]) if subject.space is not None else ():
         run, begin = subject.when(lo)  # a file for each stretch: a series has one start time, and cannot skip frames
         name = "recon" + (f"_run-{run}_frame-{lo}" if len(stretches) > 1 else "") + ".dtseries.nii"
-        data.save_dtseries(path_of(name), normaliser.raw(recon[low * u: high * u]), subject.space, subject.tr / u, begin)
+        x = normaliser.raw(recon[low * u: high * u])
+        data.save_dtseries(path_of(name), x, subject.space, subject.tr / u, begin)
     summary = scores.summary()
-    metrics = {"mode": "interrecon" if a.interrecon else "direct", "frames": K, "gap": a.gap, "anchors": a.anchors,
-               "observe": a.observe, "null_space": held, "projection": a.projection, "window": window, "overlap": overlap,
-               "upsample": u, "steps": a.steps, "eta": a.eta, "samples": S, "seed": a.seed, "test_frames": len(t),
+    asked = {k: getattr(a, k) for k in ("gap", "anchors", "observe", "projection", "steps", "eta", "samples", "seed")}
+    metrics = {"mode": "interrecon" if a.interrecon else "direct", "frames": K, **asked, "null_space": held,
+               "window": window, "overlap": overlap, "upsample": u, "test_frames": len(t),
                "scores": {m: s for m, s in summary.items() if m != "ceiling"},
                "anchor_residual": residual if before else None, "seconds": round(time.time() - began, 1),
                "residual_before": float(np.mean(before)) ** 0.5 if before else None,

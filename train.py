@@ -48,11 +48,10 @@ def parse(argv=None):
     add("--eeg-dim", type=int, help="numbers an EEG token, d_e")
     add("--eeg-filters", type=int, help="bandpower: spatial filters; lower it if memory or time runs out")
     add("--eeg-bands", type=int, help="bandpower: frequency bands a filter; lower it if memory or time runs out")
-    add("--eeg-power", choices=["both", "log"], default="both", help="bandpower: its log and itself (default), or log if data are few")
-    add("--eeg-dropout", type=float, default=0.5, help="bandpower: share hidden in a step (default: 0.5); 0.9 if data are few")
+    add("--eeg-power", choices=["both", "log"], default="both", help="bandpower: log and plain, or log for few data")
+    add("--eeg-dropout", type=float, default=0.5, help="bandpower: share hidden a step (default: 0.5); few data: 0.9")
     add("--context", type=int, help="EEG windows shown before and after the K frames")
-    add("--vary", action=argparse.BooleanOptionalAction,
-        help="train on windows of K/3 to 3K frames and EEG cut between frames, for one checkpoint that takes all")
+    add("--vary", action=argparse.BooleanOptionalAction, help="windows of K/3 to 3K frames, EEG cut between frames too")
     add("--predict", choices=["eps", "v"], help="what the network predicts: the noise, or the velocity")
     add("--prior", choices=["none", "gaussian"], help="start from the Gaussian denoiser of the latents, or not")
     add("--loss", choices=["latent", "vertex"], help="every latent counts alike, or by how far it moves the vertices")
@@ -67,8 +66,7 @@ def parse(argv=None):
     add("--warmup", type=int, help="steps of linear warm-up before a cosine decay to 0; 0 keeps the rate constant")
     add("--weight-decay", type=float, default=0.01, help="of AdamW (default: 0.01)")
     add("--ema", type=float, help="decay of the averaged weights a step")
-    add("--no-validation", action="store_true",
-        help="train on the validation run too, keep the last weights; choose --steps with validation first")
+    add("--no-validation", action="store_true", help="train on that run too; choose --steps with validation first")
     add("--compile", action="store_true", help="compile the transformer, where there is a compiler")
     add("--seed", type=int, default=0, help="of weights, windows and noise (default: 0)")
     add("--device", help="cpu, cuda or mps (default: the best there is)")
@@ -80,9 +78,9 @@ def parse(argv=None):
     given = {name for name in PRESETS[a.preset] if getattr(a, name) is not None}
     for name in PRESETS[a.preset].keys() - given:
         setattr(a, name, PRESETS[a.preset][name])
-    check_positive(a, "frames", "latent_dim", "eeg_dim", "eeg_filters", "eeg_bands", "tokens_per_frame", "depth", "heads",
-                   "width", "steps", "epochs", "batch_size", "lr")
-    if a.autoencoder == "joint":  # latents move while E is trained: no covariance, no orthonormal D, one process's statistics
+    check_positive(a, "frames", "latent_dim", "eeg_dim", "eeg_filters", "eeg_bands", "tokens_per_frame", "depth",
+                   "heads", "width", "steps", "epochs", "batch_size", "lr")
+    if a.autoencoder == "joint":  # latents move while E is trained: no covariance, no orthonormal D, one process
         if machine.WORLD > 1 or given & {"prior", "loss"} and (a.prior, a.loss) != ("none", "latent"):
             fail("--autoencoder joint goes with --prior none and --loss latent only, and without torchrun")
         a.prior, a.loss = "none", "latent"
@@ -103,15 +101,16 @@ def learning_rate(a, step):
 def main(argv=None):
     a = parse(argv)
     device = machine.pick_device(a.device)
-    with machine.memory_advice(device, a, "batch_size", "width", "latent_dim"), machine.Signals() as signals, files.held(a.out):
-        train(a, device, signals)
+    with machine.memory_advice(device, a, "batch_size", "width", "latent_dim"), files.held(a.out):
+        with machine.Signals() as signals:
+            train(a, device, signals)
     machine.part()
 
 def train(a, device, signals):
     last_path, best_path, log_path = (os.path.join(a.out, name) for name in ("last.pt", "ckpt.pt", "log.jsonl"))
     rank, world = machine.RANK, machine.WORLD  # torchrun's processes: all compute, the first prints and writes
-    resumed = files.load_checkpoint(last_path, "cpu", "model", "averaged", "autoencoder", "optimizer", "settings", "step",
-                                    "best", "losses", "checksums") if a.resume else None
+    resumed = files.load_checkpoint(last_path, "cpu", "model", "averaged", "autoencoder", "optimizer", "settings",
+                                    "step", "best", "losses", "checksums") if a.resume else None
     if resumed:
         vars(a).update({k: v for k, v in resumed["settings"].items() if k not in ("out", "device", "resume", "debug")})
         machine.say(f"all settings but --out and --device are those of {last_path}")
@@ -139,26 +138,26 @@ def train(a, device, signals):
     # ---- linear autoencoder: in closed form, then every frame's latent is computed once
     joint = a.autoencoder == "joint"
     V, (_, C, W) = subject.fmri.shape[1], subject.eeg.shape
+    d = len(resumed["autoencoder"]["E"]) if resumed else a.latent_dim
+    autoencoder = LinearAutoencoder(V, d, joint).to(device)
     if resumed:
-        autoencoder = LinearAutoencoder(V, len(resumed["autoencoder"]["E"]), joint).to(device)
         with files.this_version(last_path):
             autoencoder.load_state_dict(resumed["autoencoder"])
-    else:
-        autoencoder = LinearAutoencoder(V, a.latent_dim, joint).to(device)
-        if not joint:
-            fitted = index[np.linspace(0, len(index) - 1, min(len(index), 8192)).astype(int)]  # determine 1,024 directions well
-            kept = autoencoder.fit(files.Columns(subject, normaliser, fitted))
-            machine.say(f"autoencoder: {autoencoder.latent_dim} latents (of {a.latent_dim} asked for) keep {kept:.1%} of "
-                        f"the variance of {len(fitted):,} training frames")
+    elif not joint:
+        fitted = index[np.linspace(0, len(index) - 1, min(len(index), 8192)).astype(int)]  # enough for 1,024 latents
+        kept = autoencoder.fit(files.Columns(subject, normaliser, fitted))
+        machine.say(f"autoencoder: {autoencoder.latent_dim} latents (of {d} asked for) keep {kept:.1%} of the variance "
+                    f"of {len(fitted):,} training frames")
     machine.broadcast(autoencoder.state_dict().values())  # eigenvectors of two machines may differ in sign
     z_all = None if joint else encode_all(autoencoder, subject, normaliser, device)  # [T,d]
 
     # ---- model, averaged copy, optimiser
     bands = dict(cycles=round(75 * subject.tr), filters=a.eeg_filters, bands=a.eeg_bands, dropout=a.eeg_dropout,
                  plain=a.eeg_power == "both")  # up to 75 Hz, where the paper's EEG is cut off
-    config = dict(channels=C, samples=W, latent_dim=autoencoder.latent_dim, eeg_encoder=a.eeg_encoder, eeg_dim=a.eeg_dim,
-                  width=a.width, depth=a.depth, heads=a.heads, predict=a.predict, tokens_per_frame=a.tokens_per_frame,
-                  prior=a.prior == "gaussian", encoder_settings=bands if a.eeg_encoder == "bandpower" else {})
+    config = dict(channels=C, samples=W, latent_dim=autoencoder.latent_dim, eeg_encoder=a.eeg_encoder,
+                  eeg_dim=a.eeg_dim, width=a.width, depth=a.depth, heads=a.heads, predict=a.predict,
+                  tokens_per_frame=a.tokens_per_frame, prior=a.prior == "gaussian",
+                  encoder_settings=bands if a.eeg_encoder == "bandpower" else {})
     try:
         model, averaged = NeuroFrames(**config).to(device), NeuroFrames(**config).to(device)
     except ValueError as error:  # heads or tokens that do not divide what they should
@@ -179,20 +178,14 @@ def train(a, device, signals):
                 f"{a.steps:,} steps of {a.batch_size} windows of {a.frames} frames; {len(index):,} training frames")
     if a.preset == "paper" and len(index) < 10_000:
         machine.say("note: these are few frames for the paper's settings; compare with --preset tiny")
-
-    # [T,C,W] if that fits on the device; else None, and each step reads its windows from disk.
-    eeg_all = machine.resident(subject.eeg.shape, lambda s: normaliser.eeg(subject.eeg[s]), device)
+    to_device = lambda array: torch.from_numpy(array).to(device)  # noqa: E731
+    eeg_of = machine.reader(subject.eeg.shape, lambda s: normaliser.eeg(subject.eeg[s]), device)  # [B,L] -> [B,L,C,W]
     def batch(windows, shift=0):
         """z [B,K,d] (joint mode: frames x [B,K,V]), eeg [B,L,C,W] cut `shift` samples late, its times [B,L]."""
         frames, eeg, eeg_positions = data.window_indices(windows, a.context)
-        if eeg_all is not None:
-            s = eeg_all[torch.from_numpy(eeg).to(device)]
-        else:  # windows of a batch overlap: read each EEG window once
-            once, where = np.unique(eeg, return_inverse=True)
-            s = torch.from_numpy(normaliser.eeg(subject.eeg[once])).to(device)[torch.from_numpy(where.reshape(eeg.shape)).to(device)]
-        z = torch.from_numpy(normaliser.zscore(subject.fmri[frames])) if joint else z_all[torch.from_numpy(frames).to(device)]
-        positions = torch.from_numpy(eeg_positions + shift / W).float()
-        return z.to(device), data.shift_windows(s, shift), positions.to(device)
+        z = to_device(normaliser.zscore(subject.fmri[frames])) if joint else z_all[to_device(frames)]
+        positions = (eeg_positions + shift / W).astype(np.float32)
+        return z, data.shift_windows(eeg_of(eeg), shift), to_device(positions)
 
     def diffusion_loss(net, z, n, eps, eeg, eeg_positions):
         """Eq. 3, one number a window [B]."""
@@ -220,18 +213,19 @@ def train(a, device, signals):
                 loss = diffusion_loss(averaged, z, n, eps, eeg, eeg_positions) + reconstruction  # [B]
                 total += torch.stack([loss.sum(), loss.new_tensor(len(loss))])
         return float(torch.divide(*machine.summed(total)))
-    step, best, losses = 0, {"val_loss": math.inf, "step": 0}, []  # losses: of the steps since the last line of the log
+
+    # ---- where to begin. losses: of the steps since the last line of the log
+    step, best, losses = 0, {"val_loss": math.inf, "step": 0}, []
     if resumed:
         with files.this_version(last_path):
             model.load_state_dict(resumed["model"])
             averaged.load_state_dict(resumed["averaged"])
             optimizer.load_state_dict(resumed["optimizer"])
         step, best, losses = resumed["step"], resumed["best"], resumed["losses"]
-        if rank == 0:
-            files.rewind(log_path, step)
+        files.rewind(log_path, step)
         machine.say(f"resuming at step {step}")
         resumed = None  # its copy of the weights is no longer needed
-    elif rank == 0:
+    else:
         files.set_aside(a.out, ("ckpt.pt", "last.pt", "log.jsonl"))
 
     # ---- the loop. All that is random in a step follows from (seed, step): a resumed run is the same run.
@@ -267,6 +261,8 @@ def train(a, device, signals):
             for average, now in zip(averaged.state_dict().values(), model.state_dict().values()):
                 average.lerp_(now, 1 - decay) if average.is_floating_point() else average.copy_(now)
         loss, asked = machine.summed(torch.stack([loss.detach() / world, loss.new_tensor(signals.caught)])).tolist()
+        if not math.isfinite(loss):
+            fail(f"--lr {a.lr}: the loss is {loss} at step {step}; lower it, or lengthen --warmup")
         losses.append(loss)
         bar.update()
         stop = asked > 0 and step < a.steps  # one process was asked to: all do
@@ -293,12 +289,12 @@ def train(a, device, signals):
                 "checksums": subject.meta["checksums"]})
         if stop:
             bar.close()
-            machine.say(f"stopped at step {step} of {a.steps} and saved; go on with: python train.py --out {a.out} --resume")
+            machine.say(f"stopped at step {step} of {a.steps}, saved; to go on: python train.py --out {a.out} --resume")
             machine.part()
             sys.exit(128 + (signals.caught or int(asked)))
     bar.close()
-    machine.say(f"wrote {best_path}: " + (f"step {best['step']} of {a.steps}, validation loss {best['val_loss']:.4f}"
-                                            if validation else f"step {a.steps}, without validation"))
+    best_was = f"step {best['step']} of {a.steps}, validation loss {best['val_loss']:.4f}"
+    machine.say(f"wrote {best_path}: " + (best_was if validation else f"step {a.steps}, without validation"))
 
 if __name__ == "__main__":
     main()

@@ -101,6 +101,18 @@ def check_subject(subject):
     if subject.space is not None and len(subject.space) != V:
         fail(f"{folder}/space.dscalar.nii: has {len(subject.space):,} grayordinates, fmri.npy {V:,}; {again}")
 
+def check_fits(subject, ckpt, path):
+    """Fail if the checkpoint of this path cannot be used on a data.Subject; say so if it was trained on another."""
+    found = (subject.fmri.shape[1], *subject.eeg.shape[1:])                                           # V, C, W
+    trained = (len(ckpt["normaliser"]["mean"]), ckpt["config"]["channels"], ckpt["config"]["samples"])
+    if found != trained:
+        fail(f"{subject.folder}: has {found[0]:,} vertices, {found[1]} EEG channels of {found[2]} samples a frame; {path} "
+             f"was trained on {trained[0]:,}, {trained[1]} and {trained[2]}: prepare the subject with the same space, "
+             "--channels and --fs, or train on it")
+    if subject.meta["checksums"] != ckpt["checksums"]:
+        print(f"note: {path} was not trained on {subject.folder}; its test runs may not be unseen", file=sys.stderr)
+        check_values(subject)
+
 def check_values(subject, block=256):
     """Read a data.Subject once; fail if a value is NaN or infinite, or an EEG channel constant throughout a run."""
     bold, eeg = (os.path.join(subject.folder, name) for name in ("fmri.npy", "eeg.npy"))

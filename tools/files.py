@@ -48,6 +48,8 @@ def held(folder):
 
 def set_aside(folder, names=None):
     """Keep an earlier result: rename the folder, or move the files `names` in it into a folder earlier-1, or the next free."""
+    if RANK > 0:
+        return
     names = [name for name in names or () if os.path.exists(os.path.join(folder, name))] if names else None
     if names == [] or not os.path.exists(folder):
         return
@@ -97,6 +99,8 @@ def save(path, state):
 
 def rewind(log, step):
     """Drop what a log of JSON lines holds of later steps, which will be logged again, and a line that a kill cut short."""
+    if RANK > 0:
+        return
     kept = []
     with contextlib.suppress(FileNotFoundError, ValueError), open(log) as f:
         for line in f:

@@ -13,6 +13,7 @@ import os
 import re
 import signal
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -122,16 +123,20 @@ def keep_memory():
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
         libc.mallopt(-3, 2**31 - 1)  # M_MMAP_THRESHOLD
 
-def resident(shape, read, device):
-    """A float32 tensor of `shape` on the device, filled from read(slice) in pieces; None if that is more than half of a GPU's
-    free memory, or than EEG_ON_CPU."""
+def reader(shape, read, device):
+    """A function from indices (an integer array of any shape) to float32 tensors on the device: the rows that `read` gives
+    as an array, for a slice or an array of indices. All rows, of this `shape`, are kept on the device, if they take no more
+    than half of a GPU's free memory, or than EEG_ON_CPU; else each call reads what it needs from disk."""
     room = torch.cuda.mem_get_info(device)[0] / 2 if device.type == "cuda" else EEG_ON_CPU
     if 4 * torch.Size(shape).numel() > room:
-        return None
+        def from_disk(index):
+            once, where = np.unique(index, return_inverse=True)  # windows of a batch overlap: read each row once
+            return torch.from_numpy(read(once)).to(device)[torch.from_numpy(where.reshape(index.shape)).to(device)]
+        return from_disk
     whole = torch.empty(shape, device=device)
     for i in range(0, len(whole), 256):
         whole[i: i + 256] = torch.from_numpy(read(slice(i, i + 256))).to(device)
-    return whole
+    return lambda index: whole[torch.from_numpy(index).to(device)]
 
 # ---- Precision, compilation ------------------------------------------------------------
 

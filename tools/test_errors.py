@@ -89,10 +89,13 @@ def checkpoint(tmp, made, change):
     torch.save(state if changed in (None, False) else changed, tmp / "ckpt.pt")
     return ["--ckpt", f"{tmp}/ckpt.pt", "--out", f"{tmp}/out"]
 
-def resumable(tmp, made, change):
-    """OUT/last.pt with its bytes changed."""
+def resumable(tmp, made, change, change_state=lambda state: None):
+    """OUT/last.pt, changed by functions of the dict and of its bytes."""
     (tmp / "out").mkdir()
-    (tmp / "out/last.pt").write_bytes(change((made / "last.pt").read_bytes()))
+    state = torch.load(made / "last.pt", weights_only=True)
+    change_state(state)
+    torch.save(state, tmp / "out/last.pt")
+    (tmp / "out/last.pt").write_bytes(change((tmp / "out/last.pt").read_bytes()))
     return ["--out", f"{tmp}/out", "--resume"]
 
 def surface(tmp, name, vertices):
@@ -134,7 +137,7 @@ CASES = {
     "no such files": (data, lambda t, m: ["--bold", "none*", "--eeg", "none*", "--out", f"{t}/out"], ["none*", "0 files"]),
     "empty folders": (data, lambda t, m: folders(t, 0), ["fmri has 0 files", "share a number"]),
     "a folder and a file": (data, lambda t, m: ["--bold", f"{t}", "--eeg", f"{t}/x.npy", "--out", f"{t}/out"], ["x.npy", "folder"]),
-    "a run without EEG": (data, lambda t, m: (f := raw(t), os.remove(t / EEG1))[0], ["2 files", "1"]),
+    "a run without EEG": (data, lambda t, m: [raw(t), os.remove(t / EEG1)][0], ["2 files", "1"]),
     "BOLD cut short, .npy": (data, lambda t, m: replaced([*raw(t, suffix=".npy"), "--tr", "0.8"], t, "run-1_bold.npy",
                                                         lambda b: b[:-99]), ["run-1_bold.npy", "not a whole .npy"]),
     "BOLD not an array": (data, lambda t, m: with_file(raw(t, suffix=".npy"), t, "run-1_bold.npy", b"volume,vertex"),
@@ -213,8 +216,7 @@ CASES = {
     "nothing to resume": (train, lambda t, m: ["--out", f"{t}/out", "--resume"], ["last.pt", "no such checkpoint"]),
     "last.pt cut short": (train, lambda t, m: resumable(t, m, lambda b: b[:-2000]), ["last.pt", "cut short"]),
     "last.pt damaged": (train, lambda t, m: resumable(t, m, lambda b: bytes(100) + b[100:]), ["last.pt"]),
-    "resumed on other data": (train, lambda t, m: (f := resumable(t, m, lambda b: b), s := torch.load(t / "out/last.pt", weights_only=True),
-                                                   s["checksums"].update(fmri="0"), torch.save(s, t / "out/last.pt"))[0], ["last.pt", "not the data"]),
+    "resumed on other data": (train, lambda t, m: resumable(t, m, lambda b: b, lambda s: s["checksums"].update(fmri="0")), ["last.pt", "not the data"]),
     "--out is a file": (train, lambda t, m: [*with_file(subject(t, m), t, "file", b""), "--out", f"{t}/file"], ["file", "cannot be written"]),
     # ---- sample.py
     "no checkpoint": (sampling, lambda t, m: ["--ckpt", "nowhere.pt", "--out", f"{t}/out"], ["nowhere.pt"]),

@@ -82,7 +82,7 @@ def test_asked_to_stop_it_finishes_the_step_and_says_how_to_go_on(tiny, tmp_path
     told, errors = process.communicate()
     step = steps(tmp_path / "stopped")["last.pt"]
     assert process.returncode == 128 + number and "Traceback" not in errors
-    assert f"stopped at step {step} of 1500 and saved; go on with: python train.py --out" in told and "--resume" in told
+    assert f"stopped at step {step} of 1500, saved; to go on: python train.py --out" in told and "--resume" in told
     assert start("train.py", "--out", tmp_path / "stopped", "--resume", "--device", "cpu").wait() == whole.wait() == 0
     for name in ("last.pt", "ckpt.pt"):
         assert same(*(torch.load(tmp_path / run / name, weights_only=True) for run in ("whole", "stopped"))), name
