@@ -33,8 +33,9 @@ def script(main):
             line, status, caught = f"error: unexpected {type(error).__name__}: {error} (--debug shows where)", 1, error
         if "--debug" in (sys.argv if argv is None else argv):
             traceback.print_exception(type(caught), caught, caught.__traceback__)
-        tqdm.write(" ".join(line.split()), file=sys.stderr)  # on a line of its own, not inside a progress bar
-        sys.stderr.flush()
+        for bar in list(getattr(tqdm, "_instances", ())):  # leave progress bars as they are, and write below them
+            bar.close()
+        print(" ".join(line.split()), file=sys.stderr, flush=True)
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # the others may be waiting for this process: leave at once
             os._exit(status)
         sys.exit(status)

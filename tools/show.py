@@ -60,12 +60,12 @@ def carpet(path, truth, recon, std, title):
     """Draw vertices by time, the way fMRI people look at a run: truth, reconstruction and error [T,V] in z-scores, and std
     [T,V] or None, by how much the samples differ."""
     plt = pyplot()
-    rows = np.linspace(0, truth.shape[1] - 1, min(truth.shape[1], 400)).astype(int)
+    rows = np.linspace(0, truth.shape[1] - 1, min(truth.shape[1], 200)).astype(int)
     x, y = truth[:150, rows], recon[:150, rows]
     # Rows sorted by the leading spatial component, so that what moves together lies together.
     order = np.argsort(np.linalg.svd(x - x.mean(0), full_matrices=False)[2][0])
     shown = {"truth": x, "reconstruction": y, "error": y - x} | ({} if std is None else {"spread of samples": std[:150, rows]})
-    figure, axes = plt.subplots(len(shown), 1, figsize=(9, 2.3 * len(shown)), sharex=True, layout="constrained")
+    figure, axes = plt.subplots(len(shown), 1, figsize=(8, 2 * len(shown)), sharex=True, layout="constrained")
     for axis, (name, picture) in zip(axes, shown.items()):
         scale = dict(cmap="viridis", vmin=0) if name == "spread of samples" else dict(cmap="RdBu_r", vmin=-2.5, vmax=2.5)
         image = axis.imshow(picture[:, order].T, aspect="auto", interpolation="none", **scale)
@@ -83,7 +83,6 @@ class Surfaces:
     """Two cortical surfaces (GIFTI), left and right, and where on them the grayordinates of a brain-model axis lie."""
 
     def __init__(self, paths, space, source):
-        pyplot()
         self.meshes = []
         if space is None:
             fail(f"--surfaces: {source} has no space.dscalar.nii, so that nobody knows where its vertices lie; prepare it from "
@@ -100,6 +99,7 @@ class Surfaces:
                      "give the left and the right surface of the same space, such as fsLR 32k")
             columns = np.flatnonzero(space.name == name)
             self.meshes.append((points, triangles, columns, space.vertex[columns]))
+        pyplot()
 
     def draw_median(self, path, truth, recon, std, frames, times, title):
         """Of the test frames with these places in truth and recon [T,V], draw the one whose r over the surfaces is the median:

@@ -13,7 +13,7 @@ import torch
 
 import data
 import train
-from test_neuroframes import same
+from tools import files
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals are sent as on Linux and macOS")
 HERE = os.path.dirname(os.path.abspath(train.__file__))
@@ -44,8 +44,36 @@ def steps(folder):
 def log(folder):
     return [{**json.loads(line), "seconds": 0} for line in open(folder / "log.jsonl")]
 
-def files(folder):
+def contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+def same(a, b):
+    """Equality of nested checkpoints, to the last bit."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a if k not in ("out", "resume"))
+    return len(a) == len(b) and all(map(same, a, b)) if isinstance(a, (list, tuple)) else bool((torch.as_tensor(a) == b).all()) if (
+        torch.is_tensor(a)) else a == b
+
+@pytest.mark.parametrize("flags", [[], ["--autoencoder", "joint", "--predict", "eps", "--eeg-encoder", "conv"]])
+def test_resume_is_bit_exact(tiny, tmp_path, monkeypatch, flags):
+    flags = ["--data", tiny, "--steps", "8", *SMALL, *flags]
+    train.main([*flags, "--out", str(tmp_path / "whole")])
+    save, saved = files.save, []
+    def save_and_die(path, state):
+        save(path, state)
+        saved.append(path)
+        if sum(p.endswith("last.pt") for p in saved) == 3:
+            raise KeyboardInterrupt
+    monkeypatch.setattr(files, "save", save_and_die)
+    with pytest.raises(SystemExit):
+        train.main([*flags, "--out", str(tmp_path / "parts")])
+    monkeypatch.setattr(files, "save", save)
+    assert torch.load(tmp_path / "parts/last.pt", weights_only=True)["step"] == 3
+    train.main(["--out", str(tmp_path / "parts"), "--resume", "--device", "cpu"])
+    for name in ("last.pt", "ckpt.pt"):
+        assert same(*(torch.load(tmp_path / run / name, weights_only=True) for run in ("whole", "parts"))), name
+    logs = [[{**json.loads(line), "seconds": 0} for line in open(tmp_path / run / "log.jsonl")] for run in ("whole", "parts")]
+    assert logs[0] == logs[1] and len(logs[0]) == 8 and logs[0][-1]["val_loss"] is not None
 
 def test_twenty_kills_at_random_moments(tiny, tmp_path):
     flags, draw = ["--data", tiny, *SMALL, "--steps", 5000], random.Random(time.time_ns())
@@ -124,7 +152,7 @@ def test_a_second_run_keeps_the_first_result(tiny, tmp_path):
     """Of training, sampling and preparing; and two at a time cannot write into one folder."""
     out, flags = tmp_path / "out", ["--data", tiny, *SMALL, "--out", tmp_path / "out"]
     assert start("train.py", *flags, "--steps", 2).wait() == 0
-    trained = files(out)
+    trained = contents(out)
     long = start("train.py", *flags, "--steps", 4000, "--seed", 1)
     assert until((out / "earlier-1").exists, long)
     assert until((out / "last.pt").exists, long)
@@ -133,17 +161,17 @@ def test_a_second_run_keeps_the_first_result(tiny, tmp_path):
     assert second.returncode == 2 and "another process is writing there" in told
     long.kill()
     long.wait()
-    assert files(out / "earlier-1") == {out / "earlier-1" / path.name: content for path, content in trained.items()}
+    assert contents(out / "earlier-1") == {out / "earlier-1" / path.name: content for path, content in trained.items()}
     ckpt = ["--ckpt", out / "earlier-1/ckpt.pt", "--out", tmp_path, "--samples", 2]
     assert start("sample.py", *ckpt, "--steps", 2).wait() == 0
-    first = files(tmp_path / "direct")
+    first = contents(tmp_path / "direct")
     process = start("sample.py", *ckpt, "--steps", 1000)
     assert until((tmp_path / "direct.partial").exists, process)
     process.kill()
     process.wait()
-    assert files(tmp_path / "direct") == first  # a killed run has touched nothing
+    assert contents(tmp_path / "direct") == first  # a killed run has touched nothing
     process = start("sample.py", *ckpt, "--steps", 3)
     told, _ = process.communicate()
     assert process.returncode == 0 and "it is kept in" in told and "direct-1" in told
-    assert files(tmp_path / "direct-1") == {tmp_path / "direct-1" / path.name: content for path, content in first.items()}
+    assert contents(tmp_path / "direct-1") == {tmp_path / "direct-1" / path.name: content for path, content in first.items()}
     assert json.load(open(tmp_path / "direct/metrics.json"))["steps"] == 3 and not (tmp_path / "direct.partial").exists()
