@@ -299,12 +299,17 @@ class Subject:
                 return read(path) if os.path.exists(path) else None
             except Exception as error:  # of many kinds
                 fail(f"{path}: not readable ({error!r}); prepare the subject again with data.py", error)
-        self.folder, self.meta = folder, there("subject.json", lambda path: json.load(open(path, encoding="utf-8")))
+        def read_json(path):
+            with open(path, encoding="utf-8") as f:
+                return json.load(f)
+        def read_masks(path):
+            with np.load(path, allow_pickle=False) as masks:
+                return dict(masks)
+        self.folder, self.meta, self.rois = folder, there("subject.json", read_json), there("rois.npz", read_masks) or {}
+        self.space = there("space.dscalar.nii", lambda path: nib.load(path).header.get_axis(1))
         if self.meta is None or self.fmri is None or self.eeg is None:
             fail(f"{folder}: no prepared subject there (subject.json, fmri.npy, eeg.npy); prepare it with data.py, or "
                  "leave --data out for the synthetic one")
-        self.rois = there("rois.npz", lambda path: dict(np.load(path, allow_pickle=False))) or {}
-        self.space = there("space.dscalar.nii", lambda path: nib.load(path).header.get_axis(1))
         check_subject(self)
         self.tr, self.runs = self.meta["tr"], self.meta["runs"]
 
