@@ -5,7 +5,7 @@
 A *prepared subject* is a folder that train.py and sample.py memory-map:
 
     fmri.npy           [T,V]    raw units; frame t of all runs, one after another
-    eeg.npy            [T,C,W]  eeg[t] is the EEG window paired with frame t
+    eeg.npy            [T,C,W]  eeg[t] is the EEG window paired with frame t; any units, no offset
     subject.json       tr (s), fs (Hz), delay (s), runs [[start, stop], ...] in frames, first_volume of
                        each run, optional split {"train": [...], "test": [...]}, checksums, source files
     space.dscalar.nii  optional: its brain-model axis says where each of the V grayordinates lies
@@ -34,7 +34,7 @@ def hrf(t):
     return t**5 * np.exp(-t) / math.gamma(6) - t**15 * np.exp(-t) / math.gamma(16) / 6
 
 def slow_noise(rng, samples, columns, seconds, dt):
-    """Gaussian noise with a Gaussian autocorrelation about `seconds` wide; unit variance."""
+    """[samples,columns], dt seconds apart: Gaussian noise, variance 1, autocorrelation exp(-(lag / 2 seconds)^2)."""
     pad = int(4 * seconds / dt)
     kernel = np.exp(-0.5 * (np.arange(-pad, pad + 1) * dt / seconds) ** 2)
     white = rng.standard_normal((samples + 2 * pad, columns))
@@ -45,10 +45,10 @@ def synthetic(folder, seed=0, runs=10, frames=900, channels=16, fs=100, side=32,
     """Make a prepared subject of side^2 vertices in a few seconds; the same seed makes the same one.
     1. Neural sources oscillate, two to a band. The log of their amplitude wanders within seconds:
        their *power* carries the message, their phase carries none.
-    2. EEG is the sources seen through a lead field, plus 1/f noise.
+    2. EEG is the sources seen through a lead field (how strongly each source shows at each electrode), plus 1/f noise.
     3. BOLD is source power, late and smeared by the haemodynamic response, on smooth maps.
     4. BOLD also has fluctuations as smooth and as slow of which the EEG knows nothing, and white
-       noise. So none can be perfect; driven.npy is as good as one can be who knows all that EEG tells.
+       noise. So no reconstruction can be perfect; driven.npy is the best guess of one who knows all that the EEG tells.
     """
     rng = np.random.default_rng(seed)
     tr, delay, step, lead_in = 0.8, 4.0, 0.1, 30.0  # seconds; power is simulated every `step`
@@ -72,7 +72,7 @@ def synthetic(folder, seed=0, runs=10, frames=900, channels=16, fs=100, side=32,
         amplitude = np.exp(0.5 * slow_noise(rng, len(ticks), sources, 2.0, step))      # [ticks,S]
         at = lambda t, u: np.stack([np.interp(t, ticks, c) for c in u.T], 1)           # noqa: E731  [t,S]
         bold = np.stack([np.convolve(p, response)[: len(ticks)] for p in (amplitude**2).T], 1)  # [ticks,S]
-        bold = (at(np.arange(2 * volumes) * tr / 2, bold) - 1.65 * response.sum()) / 1.65  # about mean 0, variance 1
+        bold = (at(np.arange(2 * volumes) * tr / 2, bold) - 1.65 * response.sum()) / 1.65  # 1.65: E[power]
         driven = bold @ maps                                                           # [2 volumes,V] every TR/2
         true = driven + slow_noise(rng, 2 * volumes, background, 2.0, tr / 2) @ background_maps
         x = true[::2] + 1.5 * rng.standard_normal((volumes, V))                        # [volumes,V] as scanned
@@ -169,11 +169,14 @@ def prepare_runs(a):
     with files.prepared(a.out, meta, V, C, W) as out, tqdm(total=sum(meta["frames_per_run"]), unit="frame") as bar:
         save_space(out, a.parcels, space, V)
         for bold_path, eeg_path, bold, first, starts in plan:
+            # An offset, which amplifiers have, leaks into the slowest rhythms of every window.
+            offset = files.load_npy(eeg_path, 2)[:C].mean(1, dtype=np.float64)[:, None]             # [C,1]
             for i in range(0, len(starts), 256):  # CIFTI files keep time contiguous: small blocks read slowly
                 block, eeg = starts[i: i + 256], files.load_npy(eeg_path, 2)  # opened anew, its pages read are let go
                 windows = np.stack([eeg[:C, s: s + W] for s in block])
                 check_finite(windows, eeg_path, eeg, "channel", "sample")
-                out.add(read_bold(bold_path, bold, slice(first + i, first + i + len(block))), windows, eeg_path)
+                frames = read_bold(bold_path, bold, slice(first + i, first + i + len(block)))        # [t,V]
+                out.add(frames, windows - offset, eeg_path)
                 bar.update(len(block))
 
 def prepare_frames(a):
@@ -305,7 +308,8 @@ class Subject:
         def read_masks(path):
             with np.load(path, allow_pickle=False) as masks:
                 return dict(masks)
-        self.folder, self.meta, self.rois = folder, there("subject.json", read_json), there("rois.npz", read_masks) or {}
+        self.folder, self.meta = folder, there("subject.json", read_json)
+        self.rois = there("rois.npz", read_masks) or {}
         self.space = there("space.dscalar.nii", lambda path: nib.load(path).header.get_axis(1))
         if self.meta is None or self.fmri is None or self.eeg is None:
             fail(f"{folder}: no prepared subject there (subject.json, fmri.npy, eeg.npy); prepare it with data.py, or "
@@ -321,8 +325,9 @@ class Subject:
     def segments(self, split, validation=True):
         """Stretches [start, stop) of consecutive frames of one run in `split`: train, val or test.
         Splits are by whole runs, because windows of one run share its slow fluctuations. The last fifth
-        of the runs (rounded down, at least one) is the test set; of three or more training runs the last is
-        for validation, unless validation=False gives it back. A split that came with the data is kept."""
+        of the runs (rounded down, at least one) is the test set; of three or more training runs the last is for
+        validation, unless validation=False gives it back. A split in subject.json goes first; frames that are in no
+        part of it (censored, say) are not used, and end a stretch."""
         label = np.full(len(self.fmri), "none" if "split" in self.meta else "train", "U5")
         for name, frames in self.meta.get("split", {}).items():
             label[frames] = name
@@ -362,7 +367,8 @@ class Normaliser:
             scale = np.maximum(scale, np.abs(np.asarray(subject.eeg[s], np.float32)).max((0, 2)))
         mean, variance = shift + total / count, square / count - (total / count) ** 2
         std = np.sqrt(np.maximum(variance, 0))
-        std[std <= 1e-6 * np.abs(mean)] = 0
+        # A constant vertex may have rounding errors, of its mean or of what was filtered out of it.
+        std[std <= np.maximum(1e-6 * np.abs(mean), 1e-3 * np.median(std))] = 0
         return cls(mean, std, np.where(scale > 0, scale, 1))
 
     def zscore(self, frames):
@@ -381,7 +387,7 @@ def tile(segments, K, overlap=0):
             for a, b in segments for i in range(a, max(a + 1, b - overlap), K - overlap)]
 
 def draw_windows(segments, K, count, rng):
-    """`count` windows of at most K frames, all of one length, every place in `segments` alike."""
+    """`count` windows (as of `tile`) of one length, at most K; every start that fits in `segments` is as likely."""
     K = min(K, max(b - a for a, b in segments))
     places = np.cumsum([max(0, b - a - K + 1) for a, b in segments])
     drawn = rng.integers(places[-1], size=count)
@@ -389,7 +395,7 @@ def draw_windows(segments, K, count, rng):
     return [(segments[i][1] - K + 1 - int(places[i] - u), K, *segments[i]) for i, u in zip(where, drawn)]
 
 def window_indices(windows, context):
-    """Indices of frames [B,K] and EEG windows [B,K+2c+1], and times of the EEG [B,K+2c] after the first frame.
+    """Of B windows of one length: indices of frames [B,K] and EEG [B,K+2c+1]; times of the EEG [B,K+2c], in frames.
     A frame's BOLD reflects the EEG of ten seconds and more, so the EEG of c = `context` further frames on
     each side is shown too. Past a segment's border its last window is repeated, at its true position.
     The one too many is for `shift_windows`.

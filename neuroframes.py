@@ -9,8 +9,8 @@ arXiv 2603.24176), in the order in which data flows through it. No files, argume
     4  denoiser            (z^(n), n, h) -> the noise in z^(n)              Section 3.2, Eq. 3
     5  sampler             noise -> z, held to what was seen                Algorithm 1
 
-B windows of K frames, V vertices, d latents, C EEG channels of W samples a frame. k counts frames (time), n diffusion
-steps, from 0 here and from 1 in the paper, whose X, S, h_EEG, x^(n) are x, eeg, h, z_n. alpha_bar: share of signal.
+B windows of K frames of V vertices or d latents; of EEG: C channels of W samples a frame, or L tokens of d_e numbers.
+n counts diffusion steps, from 0 here, from 1 in the paper, whose X, S, h_EEG, x^(n) are x, eeg, h, z_n. abar: alpha_bar
 """
 import math
 
@@ -36,10 +36,10 @@ class EEGEncoder(nn.Module):
         return self.mlp(u.mean(-1)).view(B, K, -1)    # [B,K,dim]  after a global average pool
 
 class BandPowerEncoder(nn.Module):
-    """A learned filter bank that ends in log power, and the power itself if `plain`; same shapes as EEGEncoder.
+    """Ours, not the paper's: a learned filter bank that ends in log power, and power if `plain`; shapes of EEGEncoder.
 
-    BOLD follows the *power* of EEG rhythms, not their voltage (Goense and Logothetis 2008). The squaring that
-    convolutions have to discover is built in; what is left to learn is where (spatial filters over channels) and at
+    BOLD follows the *power* of fields in the cortex (Goense and Logothetis 2008) and of EEG rhythms, alpha's with the
+    sign reversed (Goldman et al. 2002). Squaring is built in; left to learn is where (filters over channels) and at
     which frequencies (bands; by Parseval, to filter, square and average is to sum |X(f)|^2 with weights). The log tames
     the long tail of power, but flattens bursts, which BOLD follows; plain power overfits where data are few. Spectra
     are taken over `span` windows: in 0.8 s rhythms 1 Hz apart blur. cycles: the highest frequency, cycles a window."""
@@ -62,7 +62,7 @@ class BandPowerEncoder(nn.Module):
             u = torch.cat([eeg[:, :1]] * side + [eeg] + [eeg[:, -1:]] * side, 1)  # [B,K+2side,C,W]
             u = u.float().transpose(1, 2).flatten(2)                       # [B,C,(K+2side)W] one recording
             u = u.unfold(-1, self.span * W, W).transpose(1, 2).flatten(0, 1)  # [BK,C,span W]
-            u = torch.fft.rfft(u * self.taper)[..., 1: self.bins + 1]      # [BK,C,f] complex, without the mean
+            u = torch.fft.rfft(u * self.taper)[..., 1: self.bins + 1]      # [BK,C,f] complex, from bin 1 on
             u = torch.einsum("sc,bcf->bsf", self.spatial.to(u), u)         # [BK,s,f] spatial filters
             u = u.real**2 + u.imag**2                                      # [BK,s,f] power
             band = torch.einsum("bsf,sjf->bsj", u, self.band_logits.softmax(-1))  # [BK,s,j]
@@ -138,7 +138,7 @@ class LinearAutoencoder(nn.Module):
 
 # ---- 3. Noise schedule -----------------------------------------------------------------
 class NoiseSchedule:
-    """beta_n linear in n, and what follows from it (Eq. 1-2); float64 [N], on the CPU."""
+    """beta_n, variance that step n adds, linear in n; alpha_bar_n, share of z's left by n (Eq. 1-2). float64, CPU."""
     def __init__(self, steps=1000, beta_start=1e-4, beta_end=0.02):
         self.steps = steps
         self.beta = torch.linspace(beta_start, beta_end, steps, dtype=torch.float64)
@@ -152,8 +152,8 @@ class NoiseSchedule:
         signal, noise = self.signal_noise(n, z)
         return signal * z + noise * eps
     def velocity(self, z, n, eps):
-        """v = sqrt(abar_n) eps - sqrt(1 - abar_n) z (Salimans and Ho 2022). At the noisiest steps eps is all of
-        z^(n), and predicting it teaches nothing; v is then -z, of which only the EEG can tell."""
+        """v = sqrt(abar_n) eps - sqrt(1 - abar_n) z (Salimans and Ho 2022), not in the paper. At the noisiest
+        steps eps is all of z^(n), and predicting it teaches nothing; v is then -z, of which only the EEG can tell."""
         signal, noise = self.signal_noise(n, z)
         return signal * eps - noise * z
     def eps_from_velocity(self, z_n, n, v):
@@ -162,7 +162,7 @@ class NoiseSchedule:
 
 # ---- 4. Denoiser: a Gaussian prior and the diffusion transformer (DiT) -----------------
 class GaussianPrior(nn.Module):
-    """The exact denoiser of a stationary Gaussian process with the latents' own autocovariance.
+    """Ours, not the paper's: the exact denoiser of a stationary Gaussian process with the latents' own autocovariance.
 
     BOLD is smooth in time. With C the K x K autocovariance of one latent, z^(n) has covariance abar C + (1 - abar) I,
     and E[eps | z^(n)] = sqrt(1 - abar) (abar C + (1 - abar) I)^-1 z^(n). The network adds what this leaves out, first
@@ -208,8 +208,8 @@ class GaussianPrior(nn.Module):
             noise if predict == "eps" else signal * noise * (1 - power)) / (signal**2 * power + noise**2))
     def interleave(self, out, abar):
         """The network's eps or v for u sets of frames, [B,u,K,d] -> [B,Ku,d], all their points. A mean m of z adds
-        -sqrt(abar (1 - abar)) (abar C + (1 - abar) I)^-1 m to eps. Smooth components of C have u times the power over
-        u times the points, so that each point has to say that much less of m."""
+        -sqrt(abar (1 - abar)) (abar C + (1 - abar) I)^-1 m to eps. A set alone, with 1/u of the points, sees smooth
+        components of C with 1/u of the power; the gain turns its inverse into that of all points together."""
         u, out = out.shape[1], out.transpose(1, 2).flatten(1, 2)
         return self.filter(out, torch.arange(out.shape[1]) / u,
                            lambda power: (abar * power / u + 1 - abar) / (abar * power + 1 - abar))
@@ -237,14 +237,14 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """Self-attention, cross-attention to the EEG, MLP; each modulated by the diffusion step.
 
-    adaLN-zero (Peebles and Xie 2023): shift and scale act after each LayerNorm, and a gate on each branch starts at
-    zero, so that a fresh block is the identity. Each head of the cross-attention looks around a learned delay of its
-    own, EEG time minus frame time: a tap of a haemodynamic response, beyond the 4 s by which the data are paired."""
+    adaLN-zero, adaptive layer norm (Peebles and Xie 2023): n sets scale and shift after each LayerNorm, and gates that
+    are 0 at first: a fresh block is the identity. Ours: each cross-attention head looks around a learned delay of its
+    own, EEG time minus frame time, on top of the 4 s by which the data are paired: a tap of a haemodynamic response."""
     def __init__(self, width, heads):
         super().__init__()
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.self_attention, self.cross_attention = Attention(width, heads), Attention(width, heads)
-        self.delay = nn.Parameter(torch.linspace(-5, 4, heads)[:, None, None])  # frames
+        self.delay = nn.Parameter(torch.linspace(-5, 4, heads)[:, None, None])  # frames; -5: EEG 5 TR + 4 s older
         self.log_spread = nn.Parameter(torch.zeros(heads, 1, 1))
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
         self.modulation = nn.Linear(width, 9 * width)
@@ -285,7 +285,7 @@ class DiT(nn.Module):
     def time(self, positions, like):
         return sinusoid(positions.expand(len(like), -1), self.width).to(like.dtype)            # [B,K,w]
     def condition(self, h, positions, eeg_positions):
-        """The EEG's keys, values and bias for each block. Not of z_n or n: the sampler computes them once."""
+        """A block each: keys, values of h [B,L,d_e]; bias, log of a Gaussian around a head's delay. Not of z_n or n."""
         lag = eeg_positions.expand(len(h), -1)[:, None] - positions[..., None].float()         # [B,K,L]
         lag = lag.repeat_interleave(self.P, 1)[:, None]                                        # [B,1,KP,L]
         h = self.embed_h(h) + self.time(eeg_positions, h)                                      # [B,L,w]
@@ -296,8 +296,8 @@ class DiT(nn.Module):
         c = F.silu(self.embed_n(sinusoid(n, self.width).to(self.place)))                       # [B,w]
         return [layer.modulation(c)[:, None] for layer in (*self.blocks, self)]                # [B,1,9w] each, [B,1,2w]
     def forward(self, z_n, n, h, positions=None, eeg_positions=None, condition=None, modulations=None):
-        """z_n [B,K,d], n [B] or [1] from 0, h [B,L,d_e] -> [B,K,d]. positions [K] or [B,K] and eeg_positions [L] or
-        [B,L] are times in frames, by default 0, 1, 2... With L > K there is EEG from before and after the frames."""
+        """z_n [B,K,d], n [B] or [1] from 0, h [B,L,d_e] -> [B,K,d]. Times in frames: positions [K] or [B,K], by default
+        0, 1...; eeg_positions [L] or [B,L], by default the same: give them where L > K (EEG before and after)."""
         positions = torch.arange(z_n.shape[1], device=z_n.device) if positions is None else positions
         condition = condition or self.condition(h, positions, positions if eeg_positions is None else eeg_positions)
         *modulations, last = modulations or self.modulations(n)
@@ -320,7 +320,7 @@ class NeuroFrames(nn.Module):
         self.dit = DiT(latent_dim, eeg_dim, width, depth, heads, tokens_per_frame)
         self.prior = GaussianPrior(latent_dim) if prior else None
     def forward(self, z_n, n, h, eeg_positions=None, condition=None, u=1, modulations=None):
-        """z_n [B,Ku,d], n [B] or [1], EEG tokens h [Bu,L,d_e] at eeg_positions [Bu,L] -> eps or v, [B,Ku,d]. With u
+        """z_n [B,Ku,d], n [B] ([1] if u > 1), EEG h [Bu,L,d_e] at eeg_positions [Bu,L] -> eps or v, [B,Ku,d]. With u
         points a frame the network is asked about u sets of points one frame apart, as it was trained, each with EEG cut
         at its own times; the prior, which knows the times between, puts the sets together."""
         sets = z_n.unflatten(1, (-1, u)).transpose(1, 2).flatten(0, 1)                         # [Bu,K,d]
@@ -331,8 +331,8 @@ class NeuroFrames(nn.Module):
             out = out + self.prior(z_n, n, self.schedule, self.predict, torch.arange(z_n.shape[1]) / u)
         return out
     def eps_model(self, h, eeg_positions, K, modulations):
-        """(z_n [SB,Ku,d], n) -> eps for `sample`: S samples of B windows with EEG h [B,u,L,d_e]; one n for all. What
-        does not depend on z_n is computed once: here the EEG's keys and values, by the caller modulations(n)."""
+        """(z_n [SB,Ku,d], n) -> eps for `sample`: S samples of B windows with EEG h [B,u,L,d_e]; one n for all.
+        Computed once: the EEG's keys and values, here; modulations(n), by the caller, who caches DiT.modulations."""
         B, u = h.shape[:2]
         h, eeg_positions = h.flatten(0, 1), eeg_positions.repeat_interleave(u, 0)              # [Bu,L,d_e], [Bu,L]
         once = self.dit.condition(h, torch.arange(K, device=h.device), eeg_positions)
@@ -345,32 +345,32 @@ class NeuroFrames(nn.Module):
 
 # ---- 5. Sampler: DDPM, DDIM and InterRecon in one loop ---------------------------------
 def range_null_projection(x0, y, mask):
-    """x0 <- A^+ y + (I - A^+ A) x0: keep what was seen, and the guess for what was not. A = diag(mask), so that
-    A^+ = A and the sum is a choice: A x0 = y to the last bit. All three broadcast, mask bool."""
+    """x0 <- A^+ y + (I - A^+ A) x0: what was seen (the range), and the guess for what y leaves open (A's null space).
+    A = diag(mask), so that A^+ = A and the sum is a choice: A x0 = y to the last bit. All broadcast, mask bool."""
     return torch.where(mask, y, x0)
 
 class Observation:
-    """Frames seen whole, in part or not at all, as linear systems A z = y in their latents.
+    """Frames seen whole (the paper's case), in part (ours) or not at all, as linear systems A z = y in their latents.
     This is what a linear decoder is for: x = D z + mean holds vertex by vertex, so that vertices O of a frame say
     D_O z = x_O - mean_O. With the SVD D_O = U S Q^T, A = Q^T [r,d] and y = S^-1 U^T (x_O - mean_O): the pseudo-inverse
     of the decoder's observed rows, computed once; where it is over-determined, the least-squares fit. Latents that O
     hardly shows (S below 1e-3 of the largest) are left out of A. D z is not all of x, so that y - A z has a
     covariance R, measured on training frames: where it is large, the model is believed more than y. For a frame seen
-    whole A = I, y = E x and R = 0.
+    whole A = I, y = encode(x) and R = 0.
     rows    bool [P,V]: which vertices were seen; a frame's kind is an index into rows, -1: nothing was seen
     frames  [n,V] training frames in z-scores, on which R is measured"""
     @torch.no_grad()
     def __init__(self, autoencoder, rows, frames):
         self.autoencoder, self.systems, d = autoencoder, [], autoencoder.latent_dim
         zero = autoencoder.decode(torch.zeros_like(autoencoder.latent_scale))                 # [V] the frame of z = 0
-        for row in [*rows, torch.zeros_like(rows[0])]:
+        for row in [*rows, torch.zeros_like(rows[0])]:  # the last, kind -1: nothing was seen
             A, R, fit = torch.eye(d).double(), torch.zeros(d, d).double(), None
             if not row.all():
                 D = (autoencoder.D if autoencoder.joint else autoencoder.E.T)[row] * autoencoder.latent_scale  # [O,d]
                 power, Q = torch.linalg.eigh((D.T @ D).cpu().double())                        # S^2 [d], Q [d,d]
                 power, Q = power[power > 1e-6 * power[-1]], Q[:, power > 1e-6 * power[-1]]
                 A, fit = Q.T, (row, zero[row], (Q / power @ Q.T).to(D) @ D.T)                 # Q S^-1 U^T [d,O]
-            self.systems.append((A, R, fit))
+            self.systems.append((A, R, fit))  # R = 0 for now: self.latents needs A and fit, R the error of latents
             error = (self.latents(frames, -1) - autoencoder.encode(frames)) @ A.T.to(zero)    # [n,r]
             self.systems[-1] = (A, (error.T @ error).cpu().double() / len(error), fit)
     def latents(self, x, kind):
@@ -380,7 +380,7 @@ class Observation:
         row, zero, fit = self.systems[kind][2]
         return (x[:, row] - zero) @ fit.T
     def projection(self, kinds, prior=None, points=None):
-        """The function (z0 [B,K,d], A^T y [B,K,d], abar) -> z0 that agrees with what was seen of K frames:
+        """The function (z0 [B,K,d], A^T y [B,K,d], abar) -> z0, moved to what was seen of K frames, as R allows:
         z0 + G (y - A z0), with the gain G = W A^T (A W A^T + R)^-1 and W = Cov[z | z^(n)], by the prior at times points
         [K]: what was not seen follows what was, and for a Gaussian process z0 becomes E[z | z^(n), y]. Without a prior
         z is taken for white, W = (1 - abar) I: where R = 0, G = A^+ and this is the range-null projection."""
@@ -392,7 +392,7 @@ class Observation:
                 return torch.stack([a.T @ u @ a for a, u in zip(A, inverse)])                      # [K,d,d]
             power, U = prior.spectrum(points)  # W = (1 - abar) C (abar C + (1 - abar) I)^-1, and C at abar = 0
             W = (U * ((1 - abar) * power / (abar * power + 1 - abar))[:, None]) @ U.mT         # [d,K,K]
-            if frames_only:  # the latents do not mix, and each has a K x K system of its own
+            if frames_only:  # a K x K system for each latent; frames not seen get the identity's rows
                 m = torch.tensor([f is None for f in fit]).double()
                 AWA = m[:, None] * W * m + torch.diag(1 - m) + 1e-6 * W[:, :1, :1] * torch.diag(m)
                 return (W * m) @ torch.linalg.inv(AWA) * m                                     # [d,K,K]
@@ -413,15 +413,15 @@ def sample(eps_model, shape, schedule, steps=50, eta=0.0, y=None, mask=None, reu
            project=None, antithetic=False, dtype=None, device=None):
     """Algorithm 1: from noise to latent frames z [B,K,d] in `steps` network calls.
     eps_model   (z_n [B,K,d], n LongTensor [B] counting from 0) -> eps [B,K,d]
-    eta         0: DDIM (Song et al. 2021). 1: DDPM; with steps = N, Algorithm 1
+    eta         fresh noise a step. 0: none, DDIM (Song et al. 2021). 1: DDPM; Algorithm 1 if steps = N, reuse_eps=False
     y, mask     frames seen, y [B,K,d] in latents, mask bool [K] or [B,K]: InterRecon. Else direct
-    project     (z0, abar) -> z0, Observation's projection, in place of y and mask
-    reuse_eps   keep the network's eps after the projection (as DDNM; Wang et al. 2023): with A^+, recomputing it, which
-                Algorithm 1 does without saying so, has a hundred times the squared bias. With a prior's gain, recompute
+    project     (z0, abar) -> z0, Observation's projection with its A^T y filled in; in place of y and mask
+    reuse_eps   True, for A^+: keep the network's eps (as DDNM; Wang et al. 2023). Recomputing it from z0, as Algorithm
+                1 does unsaid, has 100 times the squared bias. False, for a prior's gain: its z0 is E[z | z^(n), y]
     antithetic  items i and i + B/2 get opposite noise: what is odd in it cancels from a pair's mean
-    The printed Algorithm 1 has lost the bars of its alphas and diverges. The mean of q(z^(n-1) | z^(n), z0) has the
-    coefficients sqrt(abar_{n-1}) beta_n / (1 - abar_n) and sqrt(alpha_n) (1 - abar_{n-1}) / (1 - abar_n): the update
-    below, written with eps. For skipped steps n > n', abar_n / abar_n' takes the place of alpha_n."""
+    As printed, Algorithm 1 lacks the bars of its alphas and diverges, and Section 3.2 has one too many, on alpha_n.
+    q(z^(n-1) | z^(n), z0) has mean (sqrt(abar_{n-1}) beta_n z0 + sqrt(alpha_n) (1 - abar_{n-1}) z^(n)) / (1 - abar_n):
+    the update below, written with eps. For skipped steps n > n', abar_n / abar_n' takes the place of alpha_n."""
     if y is not None:
         dtype, device = dtype or y.dtype, device or y.device
         project = lambda z0, abar: range_null_projection(z0, y, mask[..., None])  # noqa: E731  A = diag(mask)
@@ -439,7 +439,7 @@ def sample(eps_model, shape, schedule, steps=50, eta=0.0, y=None, mask=None, reu
         eps = eps_model(z, torch.full((shape[0],), n, device=z.device))   # [B,K,d]
         z0 = (z - math.sqrt(1 - abar) * eps) / math.sqrt(abar)            # [B,K,d] clean frames, estimated
         if project is not None:
-            z0 = project(z0, abar)                                        # [B,K,d] now A z0 = y
+            z0 = project(z0, abar)                                        # [B,K,d] A z0 = y, or nearer to it if R > 0
             if not reuse_eps:
                 eps = (z - math.sqrt(abar) * z0) / math.sqrt(1 - abar)    # [B,K,d] Eq. 2 solved for eps
         # Zero at the last step, where abar' = 1: no noise is left in what is returned.

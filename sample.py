@@ -2,11 +2,11 @@
 
     python sample.py                       the test runs, frame by frame, from EEG alone (direct)
     python sample.py --interrecon          the missing frames between observed ones (--gap 2)
-    python sample.py --observe visual      the rest of the brain, given one region of it
+    python sample.py --observe patch       the rest of the brain, given one region (real brains: visual, ...)
 
 Writes OUT/direct/ or OUT/interrecon/: recon.npy [T_test,V] and truth.npy in z-scores, std.npy over samples, frames.npy
-(times in frames), metrics.json, and recon.dtseries.nii in original units where the subject has a space. Every score
-stands beside its controls, and what was observed is never scored.
+(their rows in fmri.npy), metrics.json, and recon.dtseries.nii in original units where the subject has a space. Every
+score stands beside its controls, and what was observed is never scored.
 """
 import argparse
 import functools
@@ -26,30 +26,30 @@ from tools.errors import check_fits, check_positive, fail, script
 from neuroframes import GaussianPrior, LinearAutoencoder, NeuroFrames, Observation, range_null_projection, sample
 
 METRICS = ("mse", "r", "cos")
-LATENTS_AT_ONCE = 2**25  # samples x points x latents that are drawn together: 134 MB, a dozen times
+LATENTS_AT_ONCE = 2**25  # samples x points x latents drawn together: 134 MB a copy, a dozen copies at the peak
 def parse(argv=None):
-    p = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p = argparse.ArgumentParser(description="Reconstruct the test runs of one subject, and score them.")
     add = p.add_argument
-    add("--ckpt", default="out/ckpt.pt", help="checkpoint of train.py")
+    add("--ckpt", default="out/ckpt.pt", help="checkpoint of train.py (default: out/ckpt.pt)")
     add("--data", help="prepared subject (default: the one trained on)")
     add("--out", help="folder for results (default: the checkpoint's)")
     add("--interrecon", action="store_true", help="complete what was not observed, by null-space sampling")
     add("--gap", type=int, help="every gap-th of --frames frames is observed (default: 2, or none with --observe)")
     add("--anchors", help="observed ones of every --frames frames, in place of --gap, such as 0,9")
-    add("--observe", help="vertices observed: a region, or boolean mask.npy [V] or [frames,V], repeated in each run")
+    add("--observe", help="a region, or boolean mask.npy [V] or [frames,V]; row 0: a test stretch's first frame")
     add("--no-null-space", action="store_true", help="leave the projection out: what the EEG alone says")
     add("--projection", choices=["weighted", "plain"], default="weighted",
-        help="by the latents' covariance in time, or the paper's")
+        help="by the latents' covariance in time (weighted, the default), or the paper's")
     add("--frames", type=int, help="period of --gap and --anchors, and frames a scored window (default: as trained)")
     add("--window", type=int, help="frames that the model sees at a time (default: the most that it was trained on)")
     add("--overlap", type=int, help="frames that neighbouring windows share; 0: independent windows (default: half)")
-    add("--upsample", type=int, default=1, help="points a frame: 2 for the BOLD every half TR")
-    add("--samples", type=int, default=8, help="samples averaged; an even number is drawn as pairs of opposite noise")
+    add("--upsample", type=int, default=1, help="points a frame: 2 for the BOLD every half TR (default: 1)")
+    add("--samples", type=int, default=8, help="samples averaged (default: 8); even numbers come as opposite pairs")
     add("--calibrate", action="store_true", help="fit a scale for the samples' spread on the validation run")
-    add("--steps", type=int, default=50, help="network calls a sample; lower it if time runs out")
-    add("--eta", type=float, default=0.0, help="0: DDIM; 1: the noise of DDPM")
-    add("--batch-size", type=int, default=16, help="windows at a time, with all samples; lower it if memory runs out")
-    add("--seed", type=int, default=0, help="of the noise and of the shuffled EEG")
+    add("--steps", type=int, default=50, help="network calls a sample (default: 50); lower it if time runs out")
+    add("--eta", type=float, default=0.0, help="0: DDIM (default); 1: the noise of DDPM")
+    add("--batch-size", type=int, default=16, help="windows at a time (default: 16); lower it if memory runs out")
+    add("--seed", type=int, default=0, help="of the noise and of the shuffled EEG (default: 0)")
     add("--device", help="cpu, cuda or mps (default: the best there is)")
     add("--plot", action="store_true", help="draw plot.png, vertices by time (needs matplotlib)")
     add("--surfaces", nargs=2, metavar=("LEFT", "RIGHT"), help="two .surf.gii: draw surfaces.png, maps of the cortex")
@@ -57,7 +57,7 @@ def parse(argv=None):
     a = p.parse_args(argv)
     if a.interrecon and a.gap is None and not (a.anchors or a.observe):
         a.gap = 2
-    a.interrecon = a.interrecon or not a.gap is a.anchors is a.observe is None
+    a.interrecon = a.interrecon or any(flag is not None for flag in (a.gap, a.anchors, a.observe))
     check_positive(a, "gap", "frames", "window", "upsample", "samples", "steps", "batch_size")
     if a.calibrate and a.samples < 2:
         fail(f"--samples {a.samples}: --calibrate needs 2 or more, to have a spread")
@@ -274,7 +274,7 @@ def reconstruct(a, device, out, also, began):
             w, shape = Windows(T, window, overlap, u), (S * len(k), T * u, d)
             project = w.projection(observation, gaussian if h is None else prior, kinds[k[0].numpy()], y[k].to(device))
             if h is None:
-                made = (project or (lambda z0, abar: z0))(torch.zeros(shape, device=device), 0.0)
+                made = (project or (lambda z0, abar: z0))(torch.zeros(shape, device=device), 0.0)  # abar 0: E[z | y]
             else:
                 network = w.eps_model(model, h[k.to(device)], settings["context"], S, a.batch_size)
                 made = sample(lambda z_n, n: (network(z_n, n), bar.update())[0], shape, model.schedule, a.steps, a.eta,
@@ -290,7 +290,7 @@ def reconstruct(a, device, out, also, began):
     scores = Scores({"whole": normaliser.valid, **{k: m & normaliser.valid for k, m in subject.rois.items()}}, rows)
     residual, before, spread, scale = 0.0, [], {}, None
     for split in ["val"] * a.calibrate + ["test"]:
-        # ---- what was observed: frames t [T] of the split, the row p [T] of `rows` for each, and A^T y [T,d]
+        # ---- frames t [T] of the split, the row p [T] of `rows` of each, A^T y [T,d]; kinds: p, or -1 (hidden: all -1)
         ends = np.cumsum([high - low for low, high in splits[split]])
         stretches = [(int(end) - high + low, int(end)) for end, (low, high) in zip(ends, splits[split])]
         t = np.concatenate([np.arange(low, high) for low, high in splits[split]])
@@ -333,7 +333,7 @@ def reconstruct(a, device, out, also, began):
                     if held and method == "neuroframes" and seen.any():
                         before.append((done[method][0][:, 0] - x)[seen].square().mean().item())
                     if held and method in ("neuroframes", "shuffled_eeg"):
-                        # Latents that agree with what was seen decode to D z, not x: so project once more, in vertices.
+                        # Latents that agree decode to D z, not x: project mean, std (0 there) and first sample.
                         for guess, known in zip(done[method], (x, 0 * x, x)):
                             guess[:, 0] = range_null_projection(guess[:, 0], known, seen)
                 mean, std, first = done["neuroframes"]

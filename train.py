@@ -5,8 +5,8 @@
     python train.py --out OUT --resume         go on from OUT/last.pt as if nothing had happened
     torchrun --standalone --nproc_per_node=4 train.py --data ...     four GPUs share each step's windows
 
-Writes to OUT: ckpt.pt, the averaged weights with the lowest validation loss and all that sample.py
-needs beside them; last.pt, the whole state of training; log.jsonl, one object a line.
+Writes to OUT: ckpt.pt, the averaged weights with the lowest validation loss (without a validation run: the last) and
+all that sample.py needs beside them; last.pt, the whole state of training; log.jsonl, one object a line.
 """
 import argparse
 import json
@@ -24,8 +24,8 @@ from tools import files, machine
 from tools.errors import check_positive, check_values, fail, script
 from neuroframes import LinearAutoencoder, NeuroFrames
 
-# paper: sizes and optimiser of Section 4.1 (averaged weights, clipping and weight decay are ours). tiny: for
-# the synthetic subject and sessions of minutes, which cannot carry the paper's 170 million weights.
+# paper: sizes and optimiser of Section 4.1 (closed-form PCA, averaged weights, clipping, weight decay are ours). tiny:
+# for the synthetic subject and sessions of minutes, which cannot carry the paper's 170 million weights.
 PRESETS = {
     "paper": dict(frames=10, latent_dim=1024, autoencoder="pca", eeg_encoder="conv", eeg_dim=512, predict="eps",
                   prior="none", loss="latent", context=0, depth=6, heads=8, width=1024, epochs=200, batch_size=32,
@@ -65,7 +65,7 @@ def parse(argv=None):
     add("--lr", type=float, help="peak learning rate")
     add("--warmup", type=int, help="steps of linear warm-up before a cosine decay to 0; 0 keeps the rate constant")
     add("--weight-decay", type=float, default=0.01, help="of AdamW (default: 0.01)")
-    add("--ema", type=float, help="decay of the averaged weights a step")
+    add("--ema", type=float, help="decay a step of the moving average (EMA) of the weights, which is what is kept")
     add("--no-validation", action="store_true", help="train on that run too; choose --steps with validation first")
     add("--compile", action="store_true", help="compile the transformer, where there is a compiler")
     add("--seed", type=int, default=0, help="of weights, windows and noise (default: 0)")
@@ -151,7 +151,7 @@ def train(a, device, signals):
     machine.broadcast(autoencoder.state_dict().values())  # eigenvectors of two machines may differ in sign
     z_all = None if joint else encode_all(autoencoder, subject, normaliser, device)  # [T,d]
 
-    # ---- model, averaged copy, optimiser
+    # ---- model; its exponential moving average (EMA), less noisy than the last weights; optimiser
     bands = dict(cycles=round(75 * subject.tr), filters=a.eeg_filters, bands=a.eeg_bands, dropout=a.eeg_dropout,
                  plain=a.eeg_power == "both")  # up to 75 Hz, where the paper's EEG is cut off
     config = dict(channels=C, samples=W, latent_dim=autoencoder.latent_dim, eeg_encoder=a.eeg_encoder,
@@ -188,7 +188,7 @@ def train(a, device, signals):
         return z, data.shift_windows(eeg_of(eeg), shift), to_device(positions)
 
     def diffusion_loss(net, z, n, eps, eeg, eeg_positions):
-        """Eq. 3, one number a window [B]."""
+        """Eq. 3 (with --predict v on v, with --loss vertex weighted), one number a window [B]."""
         out = net(schedule.add_noise(z, n, eps), n, net.encoder(eeg), eeg_positions=eeg_positions)  # [B,K,d]
         target = eps if a.predict == "eps" else schedule.velocity(z, n, eps)
         return ((out - target).square() * weight).mean((1, 2))
@@ -265,8 +265,8 @@ def train(a, device, signals):
             fail(f"--lr {a.lr}: the loss is {loss} at step {step}; lower it, or lengthen --warmup")
         losses.append(loss)
         bar.update()
-        stop = asked > 0 and step < a.steps  # one process was asked to: all do
-        if step % every == 0 or step == a.steps:
+        stop, logged = asked > 0 and step < a.steps, step % every == 0 or step == a.steps  # one was asked to: all stop
+        if logged:
             val_loss = validate() if validation else None
             record = {"step": step, "loss": float(np.mean(losses)), "val_loss": val_loss,
                       "lr": learning_rate(a, step - 1), "seconds": round(time.time() - began, 2)}
@@ -282,7 +282,7 @@ def train(a, device, signals):
                     "normaliser": {k: torch.from_numpy(getattr(normaliser, k)) for k in ("mean", "std", "eeg_scale")},
                     "settings": vars(a), "subject": os.path.abspath(folder), "checksums": subject.meta["checksums"],
                     **best})
-        if rank == 0 and (losses == [] or stop):
+        if rank == 0 and (logged or stop):
             files.save(last_path, {
                 "model": model.state_dict(), "averaged": averaged.state_dict(), "autoencoder": autoencoder.state_dict(),
                 "optimizer": optimizer.state_dict(), "settings": vars(a), "step": step, "best": best, "losses": losses,

@@ -17,7 +17,8 @@ def fail(message, cause=None):
 
 def script(main):
     """Decorator of a script's main(argv=None): whatever goes wrong ends in one line on stderr, with a traceback only
-    under --debug. Exit status 2: something to mend; 130 and 143: Ctrl-C and SIGTERM; 1: an error that nobody foresaw."""
+    under --debug. Exit status 2: something to mend; 130 and 143: Ctrl-C and SIGTERM; 1: an error that nobody
+    foresaw."""
     @functools.wraps(main)
     def run(argv=None, *more):
         try:
@@ -50,7 +51,8 @@ def check_positive(a, *names):
             fail(f"--{name.replace('_', '-')} {getattr(a, name)}: expected more than 0")
 
 def check_finite(values, path, whole, *axes):
-    """Fail if some of `values` is NaN or infinite; say how many of the array `whole` are, and where on its axes the first is."""
+    """Fail if some of `values` is NaN or infinite; say how many of the array `whole` are, and where on its axes the
+    first is."""
     if np.isfinite(values).all():
         return
     count, first = 0, None
@@ -60,21 +62,21 @@ def check_finite(values, path, whole, *axes):
         if first is None and bad.any():
             first = np.argwhere(bad)[0] + ([i] + [0] * (bad.ndim - 1))
     where = ", ".join(f"{axis} {i}" for axis, i in zip(axes, first))
-    fail(f"{path}: {count:,} of {np.prod(whole.shape):,} values are NaN or infinite, the first at {where} (from 0); repair "
-         "them, or set them to 0 (a vertex that is 0 throughout is left out)")
+    fail(f"{path}: {count:,} of {np.prod(whole.shape):,} values are NaN or infinite, the first at {where} (from 0); "
+         "repair them (a vertex may be 0 throughout, and is left out; a volume of zeros would count as data)")
 
 def check_channels(path, low, high):
     """Fail if EEG channels with these extremes [C] in a run are constant: such an electrode recorded nothing."""
     if (flat := np.flatnonzero(low == high)).size:
-        fail(f"{path}: {flat.size} of {len(low)} EEG channels ({', '.join(map(str, flat[:8]))}, from 0) constant throughout "
-             "a run; interpolate them from their neighbours, or leave them out of all runs")
+        fail(f"{path}: {flat.size} of {len(low)} EEG channels ({', '.join(map(str, flat[:8]))}, from 0) constant "
+             "throughout a run; interpolate them from their neighbours, or leave them out of all runs")
 
 def check_tr(path, tr):
     """Fail if tr is no number of seconds that a scanner could take for a volume."""
     number = isinstance(tr, (int, float))
     if not number or not 0.05 <= tr <= 20:
-        hint = f"; milliseconds? give it as {tr / 1000:g} s (--tr {tr / 1000:g})" if number and 50 <= tr <= 20000 else ""
-        fail(f"{path}: TR is {tr}; expected 0.05 to 20 seconds{hint or '; give it with --tr'}")
+        hint = f"milliseconds? give it as {tr / 1000:g} s (--tr {tr / 1000:g})" if number and tr >= 50 else "see --tr"
+        fail(f"{path}: TR is {tr}; expected 0.05 to 20 seconds; {hint}")
 
 def check_subject(subject):
     """Fail if what a data.Subject's folder says of itself cannot be: lengths, runs, split, regions, space."""
@@ -90,12 +92,14 @@ def check_subject(subject):
         parts = {part: np.array(frames, int) for part, frames in meta.get("split", {}).items()}
     except (TypeError, ValueError) as error:
         fail(f"{name}: its runs or split are no lists of frames ({error}); {again}", error)
-    if not len(edges) or edges[0] < 0 or edges[-1] > T or (np.diff(edges) < 0).any() or (edges[::2] == edges[1::2]).any():
-        fail(f"{name}: has runs {meta['runs']}; expected [[start, stop], ...] within 0 to {T}, one after another; {again}")
+    ordered = len(edges) and 0 <= edges[0] and edges[-1] <= T and (np.diff(edges) >= 0).all()
+    if not ordered or (edges[::2] == edges[1::2]).any():
+        fail(f"{name}: has runs {meta['runs']}; expected [[start, stop], ...] within 0 to {T}, one after another; "
+             f"{again}")
     both = np.intersect1d(parts.get("train", []), parts.get("test", []))
     if len(both) or any(len(frames) and not 0 <= frames.min() <= frames.max() < T for frames in parts.values()):
-        fail(f"{name}: its split has {len(both)} frames both in train and in test, or frames beyond 0 to {T - 1}; expected "
-             f"parts that do not overlap; {again}")
+        fail(f"{name}: its split has {len(both)} frames both in train and in test, or frames beyond 0 to {T - 1}; "
+             f"expected parts that do not overlap; {again}")
     for region, mask in subject.rois.items():
         if mask.dtype != bool or mask.shape != (V,):
             fail(f"{folder}/rois.npz: {region} is {mask.dtype} {mask.shape}; expected bool ({V},); {again}")
@@ -107,8 +111,8 @@ def check_fits(subject, ckpt, path):
     found = (subject.fmri.shape[1], *subject.eeg.shape[1:])                                           # V, C, W
     trained = (len(ckpt["normaliser"]["mean"]), ckpt["config"]["channels"], ckpt["config"]["samples"])
     if found != trained:
-        fail(f"{subject.folder}: has {found[0]:,} vertices, {found[1]} EEG channels of {found[2]} samples a frame; {path} "
-             f"was trained on {trained[0]:,}, {trained[1]} and {trained[2]}: prepare the subject with the same space, "
+        fail(f"{subject.folder}: has {found[0]:,} vertices, {found[1]} EEG channels of {found[2]} samples a frame; "
+             f"{path} was trained on {trained[0]:,}, {trained[1]} and {trained[2]}: prepare it with the same space, "
              "--channels and --fs, or train on it")
     if subject.meta["checksums"] != ckpt["checksums"]:
         print(f"note: {path} was not trained on {subject.folder}; its test runs may not be unseen", file=sys.stderr)

@@ -24,8 +24,9 @@ def writing(path):
 
 @contextlib.contextmanager
 def held(folder):
-    """Make a folder and hold it, so that no second run writes into it (of torchrun's processes the first does). The system
-    lets go of it when the process ends, however it ends. (Windows has no such lock, nor have some network file systems.)"""
+    """Make a folder and hold it, so that no second run writes into it (of torchrun's processes the first does). The
+    system lets go of it when the process ends, however it ends. (Windows has no such lock, nor have some network file
+    systems.)"""
     if RANK > 0:
         yield
         return
@@ -47,7 +48,8 @@ def held(folder):
             os.close(lock)
 
 def set_aside(folder, names=None):
-    """Keep an earlier result: rename the folder, or move the files `names` in it into a folder earlier-1, or the next free."""
+    """Keep an earlier result: rename the folder, or move the files `names` in it into a folder earlier-1, or the next
+    free."""
     if RANK > 0:
         return
     names = [name for name in names or () if os.path.exists(os.path.join(folder, name))] if names else None
@@ -66,8 +68,8 @@ def set_aside(folder, names=None):
 
 @contextlib.contextmanager
 def whole(folder):
-    """Gives FOLDER.partial to write in, and makes that FOLDER when all is done: what is half written is never taken for a
-    whole. What was in FOLDER before is kept, see set_aside. A partial folder that a kill left behind is cleared."""
+    """Gives FOLDER.partial to write in, and makes that FOLDER when all is done: what is half written is never taken for
+    a whole. What was in FOLDER before is kept, see set_aside. A partial folder that a kill left behind is cleared."""
     partial = str(folder).rstrip("/\\") + ".partial"
     if RANK > 0:
         yield partial
@@ -98,7 +100,8 @@ def save(path, state):
                 os.remove(path + ".tmp")
 
 def rewind(log, step):
-    """Drop what a log of JSON lines holds of later steps, which will be logged again, and a line that a kill cut short."""
+    """Drop what a log of JSON lines holds of later steps, which will be logged again, and a line that a kill cut
+    short."""
     if RANK > 0:
         return
     kept = []
@@ -112,14 +115,15 @@ def rewind(log, step):
         os.replace(log + ".tmp", log)
 
 class NpyWriter:
-    """A float32 .npy of a known shape, written from its first row on. (Written pages of a memory map count as this process's
-    memory, and where the disk is full they end in a crash, not in an error.)"""
+    """A float32 .npy of a known shape, written from its first row on. (Written pages of a memory map count as this
+    process's memory, and where the disk is full they end in a crash, not in an error.)"""
 
     def __init__(self, path, shape):
         self.path = path
         with writing(path):
             self.file = open(path, "wb")
-            np.lib.format.write_array_header_1_0(self.file, {"descr": "<f4", "fortran_order": False, "shape": tuple(shape)})
+            header = {"descr": "<f4", "fortran_order": False, "shape": tuple(shape)}
+            np.lib.format.write_array_header_1_0(self.file, header)
 
     def add(self, rows):
         with writing(self.path):
@@ -184,7 +188,8 @@ def load_npy(path, *ndims, kinds="fiu"):
         fail(f"{path}: not a whole .npy array of numbers ({error}); save it again with numpy.save", error)
     if array.ndim not in ndims or array.dtype.kind not in kinds or not array.size:
         kind = {"b": "boolean", "f": "float"}.get(kinds, "float or integer")
-        fail(f"{path}: is {array.dtype} of shape {array.shape}; expected {kind}, of {' or '.join(map(str, ndims))} axes, not empty")
+        fail(f"{path}: is {array.dtype} of shape {array.shape}; expected {kind}, of "
+             f"{' or '.join(map(str, ndims))} axes, not empty")
     return array
 
 class Columns:
@@ -209,11 +214,12 @@ def load_checkpoint(path, device, *keys):
     except Exception as error:  # of many kinds
         if ran_out(error):
             raise
-        fail(f"{path}: cannot be opened: cut short, no checkpoint of train.py, or holds more than tensors and plain values, "
-             f"which could run code ({type(error).__name__}); copy it again, or train anew", error)
+        fail(f"{path}: cannot be opened: cut short, no checkpoint of train.py, or holds more than tensors and plain "
+             f"values, which could run code ({type(error).__name__}); copy it again, or train anew", error)
     missing = set(keys) - set(state) if isinstance(state, dict) else keys
     if missing:
-        fail(f"{path}: has no {', '.join(sorted(missing))}: another script's checkpoint, or an older version's; train anew")
+        fail(f"{path}: has no {', '.join(sorted(missing))}: another script's checkpoint, or an older version's; train "
+             "anew")
     return state
 
 @contextlib.contextmanager
@@ -225,5 +231,5 @@ def this_version(path):
         if ran_out(error):
             raise
         reason = " ".join(str(error).split())[:200]
-        fail(f"{path}: its settings or weights are not those of this version ({reason}); train anew, or use the version that "
-             "made it", error)
+        fail(f"{path}: its settings or weights are not those of this version ({reason}); train anew, or use "
+             "the version that made it", error)

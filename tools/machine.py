@@ -1,10 +1,9 @@
 """Devices, processes, memory, precision: what the scripts ask of the machine.
 
-Under `torchrun --nproc_per_node=N` train.py and sample.py run as N processes, each on a GPU of its own, or all on the CPU.
-They draw the same random numbers; in training each takes every N-th window of a step, in sampling every N-th batch of
-windows; and sums over the processes put the parts together. So N processes do what one does with as many windows a step
-(but for dropout, which each draws for itself).
-"""
+Under `torchrun --nproc_per_node=N` train.py and sample.py run as N processes, each on a GPU of its own, or all on the
+CPU. They draw the same random numbers; in training each takes every N-th window of a step, in sampling every N-th batch
+of windows; and sums over the processes put the parts together. So N processes do what one does with as many windows a
+step (but for dropout, which each draws for itself). """
 import contextlib
 import ctypes
 import datetime
@@ -21,14 +20,15 @@ from torch import nn
 from .errors import fail
 
 RANK, WORLD, LOCAL_RANK, LOCAL_WORLD = (int(os.environ.get(name, default)) for name, default in (
-    ("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1)))  # this process, their number; LOCAL: here
+    ("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1)))  # this process, their number
 EEG_ON_CPU = 2**30  # bytes of EEG that are kept in memory where the device is not a CUDA GPU
 
 # ---- Devices and processes -------------------------------------------------------------
 
 def pick_device(name):
     """The device by name, or the best there is. The processes of torchrun get a GPU each, and meet here."""
-    there = ["cuda"] * torch.cuda.is_available() + ["mps"] * (torch.backends.mps.is_available() and WORLD == 1) + ["cpu"]
+    mps = torch.backends.mps.is_available() and WORLD == 1
+    there = ["cuda"] * torch.cuda.is_available() + ["mps"] * mps + ["cpu"]
     match = re.fullmatch(r"(cuda|mps|cpu)(?::(\d+))?", name or there[0])
     if not match or match[1] not in there or match[1] == "cuda" and int(match[2] or 0) >= torch.cuda.device_count():
         fail(f"--device {name}: not there; this PyTorch ({torch.__version__}) finds {', '.join(there)} here")
@@ -51,8 +51,9 @@ def say(*words):
         print(*words)
 
 class Signals:
-    """Ctrl-C and SIGTERM. They end the script at once, until `wait` is called: from then on the first one is only noted in
-    `caught`, for a loop to finish its step and save; a second one ends it at once (but torchrun itself sends several)."""
+    """Ctrl-C and SIGTERM. They end the script at once, until `wait` is called: from then on the first one is only noted
+    in `caught`, for a loop to finish its step and save; a second one ends it at once (but torchrun itself sends
+    several)."""
     caught, waiting = 0, False
 
     def wait(self):
@@ -84,8 +85,8 @@ def ran_out(error):
 def memory_advice(device, a, *flags):
     """If memory runs out, end with a line that says which of a's flags to lower, and to what.
 
-    Linux kills without a word who takes more than there is. On the CPU a process is therefore limited to what it has and
-    its share of what is free when it begins, so that it is refused more, which is an error that can be answered."""
+    Linux kills without a word who takes more than there is. On the CPU a process is therefore limited to what it has
+    and its share of what is free when it begins, so that it is refused more, which is an error that can be answered."""
     limits, room = None, free_memory() if device.type == "cpu" else None
     if room:
         import resource
@@ -107,7 +108,8 @@ def memory_advice(device, a, *flags):
 def free_memory():
     """Bytes that this process has on Linux, and its share of what is free, there and in its container; else None."""
     found = {}
-    for name, path, pattern in (("free", "/proc/meminfo", r"MemAvailable:\s*(\d+) kB"), ("own", "/proc/self/status", r"VmData:\s*(\d+) kB"),
+    for name, path, pattern in (("free", "/proc/meminfo", r"MemAvailable:\s*(\d+) kB"),
+                                ("own", "/proc/self/status", r"VmData:\s*(\d+) kB"),
                                 ("container", "/sys/fs/cgroup/memory.max", r"(\d+)")):
         with contextlib.suppress(OSError), open(path) as f:
             if number := re.search(pattern, f.read()):
@@ -124,9 +126,9 @@ def keep_memory():
         libc.mallopt(-3, 2**31 - 1)  # M_MMAP_THRESHOLD
 
 def reader(shape, read, device):
-    """A function from indices (an integer array of any shape) to float32 tensors on the device: the rows that `read` gives
-    as an array, for a slice or an array of indices. All rows, of this `shape`, are kept on the device, if they take no more
-    than half of a GPU's free memory, or than EEG_ON_CPU; else each call reads what it needs from disk."""
+    """A function from indices (an integer array of any shape) to float32 tensors on the device: the rows that `read`
+    gives as an array, for a slice or an array of indices. All rows, of this `shape`, are kept on the device, if they
+    take no more than half of a GPU's free memory, or than EEG_ON_CPU; else each call reads what it needs from disk."""
     room = torch.cuda.mem_get_info(device)[0] / 2 if device.type == "cuda" else EEG_ON_CPU
     if 4 * torch.Size(shape).numel() > room:
         def from_disk(index):
@@ -146,10 +148,10 @@ def has_bfloat16(device):
 
 @contextlib.contextmanager
 def fast_products(width=1024):
-    """float32 matrix products in TF32 on a GPU, and by oneDNN on a CPU, which rounds to bfloat16 only where the CPU has units
-    for that. A network can take it, which recent GPUs train in bfloat16; projections and decoding cannot. Networks less wide
-    than 512 are left alone: there oneDNN gains nothing (on two AMD cores width 512 took 0.7 of the time, 256 as long, 128 twice).
-    It is a decorator too."""
+    """float32 matrix products in TF32 on a GPU, and by oneDNN on a CPU, which rounds to bfloat16 only where the CPU has
+    units for that. A network can take it, which recent GPUs train in bfloat16; projections and decoding cannot.
+    Networks less wide than 512 are left alone: there oneDNN gains nothing (on two AMD cores width 512 took 0.7 of the
+    time, 256 as long, 128 twice). It is a decorator too."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium" if width >= 512 else before)
     try:
@@ -178,7 +180,8 @@ def barrier():
         dist.barrier()
 
 def part():
-    """The end of a script: wait for the others, and take leave; a process that just ends may abort, or the others hang."""
+    """The end of a script: wait for the others, and take leave; a process that just ends may abort, or the others
+    hang."""
     if WORLD > 1:
         dist.barrier()
         dist.destroy_process_group()
@@ -189,7 +192,8 @@ def broadcast(tensors):
         dist.broadcast(tensor, 0)
 
 class Sum(torch.autograd.Function):
-    """The sum of x over all processes; each x has the sum of all gradients, since every process's loss depends on it."""
+    """The sum of x over all processes; each x has the sum of all gradients, since every process's loss depends on
+    it."""
 
     @staticmethod
     def forward(context, x):
@@ -200,7 +204,8 @@ class Sum(torch.autograd.Function):
         return summed(gradient.clone())
 
 class SyncBatchNorm(nn.BatchNorm1d):
-    """Batch statistics over the windows of all processes, which may hold different numbers (nn.SyncBatchNorm: GPUs only)."""
+    """Batch statistics over the windows of all processes, which may hold different numbers (nn.SyncBatchNorm: GPUs
+    only)."""
 
     def forward(self, x):  # [M,c] or [M,c,W]
         if not self.training:

@@ -9,16 +9,16 @@ from .errors import fail
 from .files import writing
 
 def report(metrics, summary, scores):
-    """Print the table of sample.py, and what it says in plain words. metrics and summary are those of metrics.json (summary
-    with the ceiling), scores a sample.Scores."""
+    """Print the table of sample.py, and what it says in plain words. metrics and summary are those of metrics.json
+    (summary with the ceiling), scores a sample.Scores."""
     n, spread, columns = metrics["samples"], metrics["calibration"], ("mse", "r", "cos")
     names = {"neuroframes": f"NeuroFrames, mean of {n}", "neuroframes_1": "NeuroFrames, one sample",
              "shuffled_eeg": f"  with shuffled EEG, mean of {n}", "no_null_space": f"  without null space, mean of {n}",
              "mean_frame": "mean training frame", "linear": "linear interpolation", "gaussian": "Gaussian conditional",
              "ceiling": "all that the EEG can tell"}
     pairs = [scores.windows[m]["whole"] for m in ("neuroframes", "shuffled_eeg")]
-    print(f"\n{metrics['mode']}: {sum(map(len, pairs[0])):,} of {metrics['test_frames']:,} test frames scored, in windows "
-          f"of {metrics['frames']}; {metrics['steps']} steps, eta {metrics['eta']:g}\n"
+    print(f"\n{metrics['mode']}: {sum(map(len, pairs[0])):,} of {metrics['test_frames']:,} test frames scored, in "
+          f"windows of {metrics['frames']}; {metrics['steps']} steps, eta {metrics['eta']:g}\n"
           "mean over frames +- standard deviation over windows, in z-scores")
     for region in summary["neuroframes"]:
         print(f"\n{region:34}{'MSE':>15}{'r':>17}{'cos':>17}")
@@ -28,11 +28,12 @@ def report(metrics, summary, scores):
     if spread:
         print(f"\n{'spread of the samples':38}{'in 50%':>9}{'in 90%':>9}{'CRPS':>8}{'spread / error':>16}")
         for name, c in spread.items():
-            print(f"{name:38}{c['coverage_50']:9.1%}{c['coverage_90']:9.1%}{c['crps']:8.3f}{c['spread_to_error']:16.2f}")
+            print(f"{name:38}{c['coverage_50']:9.1%}{c['coverage_90']:9.1%}{c['crps']:8.3f}"
+                  f"{c['spread_to_error']:16.2f}")
         off = "too narrow" if c["coverage_90"] < 0.88 else "too wide" if c["coverage_90"] > 0.92 else "about right"
         print(f"The 90% intervals ({name}) hold the truth in {c['coverage_90']:.0%} of cases: they are {off}.")
     wins, windows = sum(u[:, 1].mean() > v[:, 1].mean() for u, v in zip(*pairs)), len(pairs[0])
-    # Were both alike, wins would be a fair coin's, and n/2 + sqrt(n) two standard deviations more than half.
+    # A fair coin's wins pass n/2 + sqrt(n) in 2 to 3% of cases; neighbouring windows are not quite independent.
     helped = "The EEG helped" if wins > windows / 2 + windows**0.5 else (
         "The EEG did not help measurably" if windows > 4 else "Too few windows to tell whether the EEG helped")
     r, mse = ({method: regions["whole"][m]["mean"] for method, regions in summary.items()} for m in ("r", "mse"))
@@ -40,11 +41,13 @@ def report(metrics, summary, scores):
     print(f"\n{helped}: r {r['neuroframes']:.3f}{possible} with it, {r['shuffled_eeg']:.3f} with shuffled EEG "
           f"(better in {wins} of {windows} windows).")
     if metrics["residual_before"] is not None:
-        beaten = {m: "beats" if mse["neuroframes"] < mse[m] else "does not beat" for m in names if m in mse}
-        print(f"The null space: MSE {mse['neuroframes']:.3f}, {mse['no_null_space']:.3f} without it; {beaten['linear']} "
-              f"linear interpolation ({mse['linear']:.3f}), {beaten['gaussian']} the Gaussian conditional "
-              f"({mse['gaussian']:.3f}). Residual {metrics['residual_before']:.3f} (rms) before the last projection, "
-              f"{metrics['anchor_residual']:g} after.")
+        share = {m: mse["neuroframes"] / mse[m] for m in names if m in mse}
+        beaten = {m: "beats" if s < 0.98 else "is level with" if s < 1.02 else "does not beat"
+                  for m, s in share.items()}
+        print(f"The null space: MSE {mse['neuroframes']:.3f}, {mse['no_null_space']:.3f} without it; "
+              f"{beaten['linear']} linear interpolation ({mse['linear']:.3f}), {beaten['gaussian']} the Gaussian "
+              f"conditional ({mse['gaussian']:.3f}). Residual {metrics['residual_before']:.3f} (rms) before the last "
+              f"projection, {metrics['anchor_residual']:g} after.")
 
 def pyplot():
     """matplotlib, which only pictures need."""
@@ -57,17 +60,20 @@ def pyplot():
     return plt
 
 def carpet(path, truth, recon, std, title):
-    """Draw vertices by time, the way fMRI people look at a run: truth, reconstruction and error [T,V] in z-scores, and std
-    [T,V] or None, by how much the samples differ."""
+    """Draw vertices by time, the way fMRI people look at a run: truth, reconstruction and error [T,V] in z-scores, and
+    std [T,V] or None, by how much the samples differ."""
     plt = pyplot()
     rows = np.linspace(0, truth.shape[1] - 1, min(truth.shape[1], 200)).astype(int)
     x, y = truth[:150, rows], recon[:150, rows]
     # Rows sorted by the leading spatial component, so that what moves together lies together.
     order = np.argsort(np.linalg.svd(x - x.mean(0), full_matrices=False)[2][0])
-    shown = {"truth": x, "reconstruction": y, "error": y - x} | ({} if std is None else {"spread of samples": std[:150, rows]})
+    shown = {"truth": x, "reconstruction": y, "error": y - x}
+    shown |= {} if std is None else {"spread of samples": std[:150, rows]}
     figure, axes = plt.subplots(len(shown), 1, figsize=(8, 2 * len(shown)), sharex=True, layout="constrained")
     for axis, (name, picture) in zip(axes, shown.items()):
-        scale = dict(cmap="viridis", vmin=0) if name == "spread of samples" else dict(cmap="RdBu_r", vmin=-2.5, vmax=2.5)
+        scale = dict(cmap="RdBu_r", vmin=-2.5, vmax=2.5)
+        if name == "spread of samples":
+            scale = dict(cmap="viridis", vmin=0)
         image = axis.imshow(picture[:, order].T, aspect="auto", interpolation="none", **scale)
         axis.set(ylabel=name, yticks=[])
         if name in ("error", "spread of samples"):
@@ -85,25 +91,26 @@ class Surfaces:
     def __init__(self, paths, space, source):
         self.meshes = []
         if space is None:
-            fail(f"--surfaces: {source} has no space.dscalar.nii, so that nobody knows where its vertices lie; prepare it from "
-                 ".dtseries.nii files, or with --space")
+            fail(f"--surfaces: {source} has no space.dscalar.nii, so that nobody knows where its vertices lie; "
+                 "prepare it from .dtseries.nii files, or with --space")
         for path, side in zip(paths, ("LEFT", "RIGHT")):
             name = f"CIFTI_STRUCTURE_CORTEX_{side}"
             try:
                 points, triangles = (nib.load(path).agg_data(kind) for kind in ("pointset", "triangle"))
                 points, triangles = points.astype(float), triangles.astype(int)
             except Exception as error:  # nibabel raises many kinds
-                fail(f"--surfaces {path}: not a readable GIFTI surface ({str(error)[:100]}); expected a .surf.gii", error)
+                fail(f"--surfaces {path}: not a readable GIFTI surface ({str(error)[:100]}); expected a .surf.gii",
+                     error)
             if len(points) != space.nvertices.get(name):
-                fail(f"--surfaces {path}: has {len(points):,} vertices, {source} {space.nvertices.get(name, 0):,} on that side; "
-                     "give the left and the right surface of the same space, such as fsLR 32k")
+                fail(f"--surfaces {path}: has {len(points):,} vertices, {source} {space.nvertices.get(name, 0):,} on "
+                     "that side; give the left and the right surface of the same space, such as fsLR 32k")
             columns = np.flatnonzero(space.name == name)
             self.meshes.append((points, triangles, columns, space.vertex[columns]))
         pyplot()
 
     def draw_median(self, path, truth, recon, std, frames, times, title):
-        """Of the test frames with these places in truth and recon [T,V], draw the one whose r over the surfaces is the median:
-        neither the best nor the worst. std [T,V] or None; times: the number of each frame in the subject."""
+        """Of the test frames with these places in truth and recon [T,V], draw the one whose r over the surfaces is the
+        median: neither the best nor the worst. std [T,V] or None; times: the number of each frame in the subject."""
         on = np.concatenate([columns for _, _, columns, _ in self.meshes])
         r = []
         for k in frames:
@@ -116,8 +123,8 @@ class Surfaces:
                   f"{title}: frame {times[k]}, r {r[middle]:.2f}, the median of {len(frames):,}")
 
     def draw(self, path, maps, title):
-        """maps {name: [V]}, side by side, from three sides: lateral left, lateral right, from above. Where there is no value,
-        such as on the medial wall, the surface is gray."""
+        """maps {name: [V]}, side by side, from three sides: lateral left, lateral right, from above. Where there is no
+        value, such as on the medial wall, the surface is gray."""
         plt = pyplot()
         from matplotlib.collections import PolyCollection
         # What is to the right, up, and towards the eye, in RAS coordinates (x to the right, y to the front, z up).
@@ -137,8 +144,10 @@ class Surfaces:
                     corners = (points @ np.array(turn).T)[triangles]                           # [M,3 corners,3]
                     normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
                     facing = normal[:, 2] / np.maximum(np.linalg.norm(normal, axis=1), 1e-12)  # 1: towards the eye
-                    middle = points[triangles].mean(1) - points.mean(0)                        # triangles may wind either way
-                    facing *= np.sign((np.cross(*(np.diff(points[triangles], axis=1).transpose(1, 0, 2))) * middle).sum())
+                    # Triangles may wind either way: let the normals point outwards.
+                    middle = points[triangles].mean(1) - points.mean(0)
+                    outwards = np.cross(*np.diff(points[triangles], axis=1).transpose(1, 0, 2)) * middle
+                    facing *= np.sign(outwards.sum())
                     seen = facing > 0
                     face = worth[triangles[seen]].mean(1)
                     rgb = np.where(np.isnan(face)[:, None], 0.75, colours(scale(np.nan_to_num(face)))[:, :3])
