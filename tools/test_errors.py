@@ -210,6 +210,7 @@ CASES = {
     "heads that do not divide": (train, lambda t, m: [*subject(t, m), "--heads", "3"], ["--heads 3"]),
     "tokens that do not divide": (train, lambda t, m: [*subject(t, m), "--tokens-per-frame", "4"], ["--tokens-per-frame 4"]),
     "no windows a step": (train, lambda t, m: [*subject(t, m), "--batch-size", "0"], ["--batch-size 0"]),
+    "a loss that is no number": (train, lambda t, m: [*subject(t, m), "--lr", "1e30", "--warmup", "0", "--steps", "50"], ["--lr 1e+30", "nan"]),
     "joint with a prior": (train, lambda t, m: [*subject(t, m), "--autoencoder", "joint", "--prior", "gaussian"], ["--prior none"]),
     "a device that nobody knows": (train, lambda t, m: [*subject(t, m), "--device", "gpu"], ["--device gpu", "cpu"]),
     "a device that is not there": (train, lambda t, m: [*subject(t, m), "--device", "cuda:99"], ["--device cuda:99", "cpu"]),
