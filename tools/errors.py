@@ -124,9 +124,9 @@ def check_values(subject, block=256):
     for start, stop in subject.runs:
         extremes = []
         for s in [slice(i, min(i + block, stop)) for i in range(start, stop, block)]:
-            x, windows = subject.fmri[s], np.asarray(subject.eeg[s])             # [t,V], [t,C,W]
+            x, windows = subject.fmri[s], np.asarray(subject.eeg[s], np.float32)    # [t,V], [t,C,W]
             check_finite(x, bold, subject.fmri, "frame", "vertex")
-            check_finite(windows, eeg, subject.eeg, "frame", "channel", "sample")
-            extremes.append((windows.min((0, 2)), windows.max((0, 2))))          # [C] each
-        low, high = np.array(extremes).swapaxes(0, 1)                            # [blocks,C] each
+            extremes.append((windows.min((0, 2)), windows.max((0, 2))))             # [C] each; of NaN it is NaN
+            check_finite(extremes[-1], eeg, subject.eeg, "frame", "channel", "sample")
+        low, high = np.array(extremes).swapaxes(0, 1)                               # [blocks,C] each
         check_channels(eeg, low.min(0), high.max(0))
