@@ -125,6 +125,7 @@ def open_bold(path):
     return image.dataobj, float(series.step), space
 
 def read_bold(path, bold, rows):
+    """Frames [t,V] of an open_bold array, checked."""
     try:
         frames = np.asarray(bold[rows])  # [t,V]
     except Exception as error:  # of many kinds
@@ -148,7 +149,7 @@ def prepare_runs(a):
         same = same or found
         for what in [w for w in found if found[w] != same[w]]:
             numbers = " in the brain" if what == "places" else f" ({found[what]:g}, {same[what]:g})"
-            fail(f"{bold_path}, {eeg_path}: other {what} than {bolds[0]}, {eegs[0]}{numbers}; expected one session")
+            fail(f"{bold_path}, {eeg_path}: other {what} than {bolds[0]}, {eegs[0]}{numbers}; expected runs alike")
         if C > samples:
             fail(f"{eeg_path}: has shape [{C}, {samples}]; expected [channels, samples]: save its transpose")
         scan, recorded = bold.shape[0] * tr, samples / a.fs
@@ -170,12 +171,13 @@ def prepare_runs(a):
         save_space(out, a.parcels, space, V)
         for bold_path, eeg_path, bold, first, starts in plan:
             # An offset, which amplifiers have, leaks into the slowest rhythms of every window.
-            offset = files.load_npy(eeg_path, 2)[:C].mean(1, dtype=np.float64)[:, None]             # [C,1]
+            eeg = files.load_npy(eeg_path, 2)[:C]
+            offset = eeg.mean(1, dtype=np.float64)[:, None]                                     # [C,1]
+            check_finite(offset, eeg_path, eeg, "channel", "sample")
             for i in range(0, len(starts), 256):  # CIFTI files keep time contiguous: small blocks read slowly
                 block, eeg = starts[i: i + 256], files.load_npy(eeg_path, 2)  # opened anew, its pages read are let go
-                windows = np.stack([eeg[:C, s: s + W] for s in block])
-                check_finite(windows, eeg_path, eeg, "channel", "sample")
-                frames = read_bold(bold_path, bold, slice(first + i, first + i + len(block)))        # [t,V]
+                windows = np.stack([eeg[:C, s: s + W] for s in block])                          # [t,C,W]
+                frames = read_bold(bold_path, bold, slice(first + i, first + i + len(block)))    # [t,V]
                 out.add(frames, windows - offset, eeg_path)
                 bar.update(len(block))
 
@@ -184,8 +186,8 @@ def prepare_frames(a):
     authors cut the fMRI 4 s late already: file i of one folder belongs to file i of the other, and no
     delay is applied here. A run ends where numbers are missing, and every --frames-per-run."""
     def numbered(folder):
-        files = ((re.fullmatch(r"(\d+)\.npy", name), name) for name in os.listdir(folder))
-        return {int(match[1]): os.path.join(folder, name) for match, name in files if match}
+        names = ((re.fullmatch(r"(\d+)\.npy", name), name) for name in os.listdir(folder))
+        return {int(match[1]): os.path.join(folder, name) for match, name in names if match}
     bold, eeg = numbered(a.bold), numbered(a.eeg)
     numbers = sorted(bold.keys() & eeg.keys())
     if not numbers:

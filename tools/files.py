@@ -1,5 +1,6 @@
 """Files: read only when they are whole, written so that a kill, a full disk or a second run loses nothing."""
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -32,6 +33,8 @@ def held(folder):
         return
     with writing(folder):
         os.makedirs(folder, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     lock = None
     with contextlib.suppress(ImportError, OSError):
         import fcntl
@@ -119,8 +122,10 @@ class NpyWriter:
     process's memory, and where the disk is full they end in a crash, not in an error.)"""
 
     def __init__(self, path, shape):
-        self.path = path
+        self.path, size = path, 4 * int(np.prod(shape))
         with writing(path):
+            if size > (free := shutil.disk_usage(os.path.dirname(path) or ".").free):  # say so now, not in an hour
+                raise OSError(errno.ENOSPC, f"it will take {size / 1e9:,.1f} GB, and {free / 1e9:,.1f} are free")
             self.file = open(path, "wb")
             header = {"descr": "<f4", "fortran_order": False, "shape": tuple(shape)}
             np.lib.format.write_array_header_1_0(self.file, header)

@@ -1,4 +1,5 @@
 """Bad input: each case ends with exit status 2 and one line that names what is wrong, and leaves nothing behind."""
+import argparse
 import json
 import os
 import shutil
@@ -275,6 +276,21 @@ def test_bad_input(made, tmp_path, monkeypatch, capsys, name):
     assert len(told[0]) < 600
     assert before == set(os.listdir(tmp_path)) - {"out"} and not os.path.exists(tmp_path / "out/subject.json")
     assert not os.path.exists(tmp_path / "out/direct") and not os.path.exists(tmp_path / "out/interrecon")
+
+@pytest.mark.parametrize("script", [data, train, sampling])
+def test_a_folder_that_cannot_be_written_and_a_disk_too_small(made, tmp_path, monkeypatch, capsys, script):
+    """Both are found before the work begins. (root may write anywhere, so the system's answer is put into its mouth.)"""
+    flags = {data: raw(tmp_path), train: subject(tmp_path, made), sampling: sample([])(tmp_path, made)}[script]
+    monkeypatch.setattr(os, "access", lambda path, mode: "out" not in str(path))
+    with pytest.raises(SystemExit) as end:
+        script.main(flags)
+    assert end.value.code == 2 and "/out" in (told := capsys.readouterr().err) and "cannot be written (Permission denied)" in told
+    monkeypatch.undo()
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: argparse.Namespace(free=0))
+    if script is not train:  # its files are small
+        with pytest.raises(SystemExit):
+            script.main(flags)
+        assert "0.0 are free" in capsys.readouterr().err and not os.path.exists(tmp_path / "out/direct")
 
 def run(script, *flags, **how):
     return subprocess.run([sys.executable, os.path.join(HERE, script), *map(str, flags)], capture_output=True, text=True, **how)
