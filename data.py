@@ -13,7 +13,6 @@ A *prepared subject* is a folder that train.py and sample.py memory-map:
     driven.npy         only the synthetic subject: the part of fmri.npy that its EEG's sources cause [T,V]
     between.npy        only there: BOLD half a TR after each frame, without the scanner's noise [T,V]
 """
-import argparse
 import glob
 import json
 import math
@@ -25,7 +24,8 @@ import numpy as np
 from tqdm import tqdm
 
 from tools import files
-from tools.errors import check_finite, check_positive, check_subject, check_tr, fail, script
+from tools.errors import (Parser, check_finite, check_pair, check_positive, check_range, check_subject, check_tr, fail,
+                          named, script)
 
 # ---- 1. A synthetic subject, whose truth is known --------------------------------------
 
@@ -135,7 +135,7 @@ def read_bold(path, bold, rows):
 
 def prepare_runs(a):
     """One BOLD file and one continuous EEG .npy [C, samples] a run; EEG sample 0 = first volume."""
-    natural = lambda path: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", path)]  # noqa: E731
+    natural = lambda path: [int(s) if s.isdecimal() else s for s in re.split(r"(\d+)", path)]  # noqa: E731
     bolds, eegs = (sorted(glob.glob(g), key=natural) for g in (a.bold, a.eeg))  # run-2 before run-10
     if not bolds or len(bolds) != len(eegs):
         fail(f"--bold {a.bold} finds {len(bolds)} files, --eeg {a.eeg} {len(eegs)}; expected one of each a run")
@@ -144,31 +144,28 @@ def prepare_runs(a):
         bold, bold_tr, space = open_bold(bold_path)
         tr = a.tr or bold_tr or fail(f"{bold_path}: says no TR; give it with --tr, in seconds")
         check_tr("--tr" if a.tr else bold_path, tr)
+        if a.tr and 0.05 <= (bold_tr or 0) <= 20 and abs(a.tr - bold_tr) > 1e-3:
+            fail(f"--tr {a.tr:g}: {bold_path} says {bold_tr:g} s; leave --tr out")
         C, samples = files.load_npy(eeg_path, 2).shape
         found = {"grayordinates": bold.shape[1], "s TR": tr, "EEG channels": a.channels or C, "places": space}
         same = same or found
         for what in [w for w in found if found[w] != same[w]]:
             numbers = " in the brain" if what == "places" else f" ({found[what]:g}, {same[what]:g})"
             fail(f"{bold_path}, {eeg_path}: other {what} than {bolds[0]}, {eegs[0]}{numbers}; expected runs alike")
-        if C > samples:
-            fail(f"{eeg_path}: has shape [{C}, {samples}]; expected [channels, samples]: save its transpose")
-        scan, recorded = bold.shape[0] * tr, samples / a.fs
-        if recorded < scan - a.delay - tr or recorded > 1.5 * scan + 60:
-            fail(f"{eeg_path}: {samples:,} samples of {C} channels last {recorded:.1f} s at --fs {a.fs:g}, but "
-                 f"{bold_path} {scan:.1f} s, {bold.shape[0]} volumes of {tr:g} s; expected the same run, the right "
-                 "rate, and BOLD as [volumes, V]")
+        check_pair(bold_path, eeg_path, bold.shape[0], tr, C, samples, a.fs, a.delay)
         first, starts = eeg_windows(samples, bold.shape[0], tr, a.fs, a.delay)
         if not starts or C < (a.channels or 1):
-            fail(f"{eeg_path}: has {C} channels, and {len(starts)} frames with a whole window of EEG; expected "
-                 f"{a.channels or 1} (--channels) or more, and one frame or more")
+            fail(f"{eeg_path}: has {C} channels, and {len(starts)} frames with a whole window of EEG (--delay "
+                 f"{a.delay:g}); expected {a.channels or 1} (--channels) or more, and one frame or more")
         plan.append((bold_path, eeg_path, bold, first, starts))
         print(f"{bold_path} + {eeg_path}: {len(starts)} of {bold.shape[0]} volumes have their EEG")
     C, W, V = a.channels or C, round(tr * a.fs), bold.shape[1]
     meta = {"tr": tr, "fs": a.fs, "delay": a.delay, "first_volume": [p[3] for p in plan],
             "source": [[os.path.abspath(p[0]), os.path.abspath(p[1])] for p in plan],
             "frames_per_run": [len(p[4]) for p in plan]}
-    with files.prepared(a.out, meta, V, C, W) as out, tqdm(total=sum(meta["frames_per_run"]), unit="frame") as bar:
+    with files.prepared(a.out, meta, V, C, W) as out:
         save_space(out, a.parcels, space, V)
+        bar = tqdm(total=sum(meta["frames_per_run"]), unit="frame")
         for bold_path, eeg_path, bold, first, starts in plan:
             # An offset, which amplifiers have, leaks into the slowest rhythms of every window.
             eeg = files.load_npy(eeg_path, 2)[:C]
@@ -180,6 +177,7 @@ def prepare_runs(a):
                 frames = read_bold(bold_path, bold, slice(first + i, first + i + len(block)))    # [t,V]
                 out.add(frames, windows - offset, eeg_path)
                 bar.update(len(block))
+        bar.close()
 
 def prepare_frames(a):
     """Folders with one .npy a frame, {i}.npy, as CineBrain distributes them: fMRI [V], EEG [>=C, W]. Their
@@ -193,7 +191,11 @@ def prepare_frames(a):
     if not numbers:
         fail(f"--bold {a.bold} has {len(bold)} files NUMBER.npy, --eeg {a.eeg} {len(eeg)}; expected files that share a "
              "number")
-    check_tr("--tr (files of single frames do not say it; CineBrain: 0.8)", a.tr)
+    print(f"{a.bold} has {len(bold):,} files, {a.eeg} {len(eeg):,}; {len(numbers):,} numbers are in both, {numbers[0]} "
+          f"to {numbers[-1]}")
+    if len(numbers) < max(len(bold), len(eeg)):
+        print("note: the others are left out; do both folders count from the same number?")
+    check_tr("--tr", a.tr)
     place = np.array(numbers) - min(bold.keys() | eeg.keys())
     per_run = a.frames_per_run or place[-1] + 1
     edges = [0, *(np.flatnonzero((np.diff(place) > 1) | (np.diff(place // per_run) > 0)) + 1), len(place)]
@@ -206,17 +208,8 @@ def prepare_frames(a):
             "first_number": [numbers[i] for i in edges[:-1]],
             "first_volume": [int(place[i] % per_run) for i in edges[:-1]],
             "frames_per_run": np.diff(edges).tolist(), "source": [os.path.abspath(a.bold), os.path.abspath(a.eeg)]}
-    if a.split:  # a list of clips {"fmri": [paths], "eeg": [paths], ...}; the number in a path is the frame's
-        try:
-            with open(a.split, encoding="utf-8") as f:
-                test = {int(re.search(r"(\d+)\.npy$", path)[1]) for clip in json.load(f) for path in clip["fmri"]}
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            fail(f"--split {a.split}: not a list of clips {{\"fmri\": [\".../NUMBER.npy\", ...]}} ({error!r})", error)
-        meta["split"] = {part: [i for i, n in enumerate(numbers) if (n in test) == (part == "test")]
-                         for part in ("train", "test")}
-        if not 0 < len(meta["split"]["test"]) < len(numbers):
-            fail(f"--split {a.split}: names {len(meta['split']['test'])} of {len(numbers)} frames; expected some, "
-                 "not all")
+    if a.split:
+        meta["split"] = files.read_split(a.split, numbers)
     with files.prepared(a.out, meta, V, C, W) as out:
         save_space(out, a.parcels, space, V)
         for i in tqdm(numbers, unit="frame"):
@@ -248,7 +241,10 @@ def save_space(out, parcels, space, V):
             mask = files.load_npy(path, 1, kinds="b")
             if mask.shape != (V,):
                 fail(f"--parcels {path}: has shape {mask.shape}; expected ({V},), a value for each vertex")
-            rois[os.path.basename(path)[:-4]] = np.array(mask)
+            name = os.path.basename(path)[:-4]
+            if name in (*rois, "whole", "file"):
+                fail(f"--parcels {path}: there is a region {name} already, or the name is taken; rename the file")
+            rois[name] = np.array(mask)
             continue
         try:
             image = nib.load(path)
@@ -289,8 +285,10 @@ def save_dtseries(path, frames, space, tr, start):
 def mapped(name, ndim):
     """An array of a subject's folder, or None. Opened anew for each reading: the pages read through a memory map count
     as this process's memory for as long as it is open, and would in the end be the whole file."""
-    path = lambda self: os.path.join(self.folder, name)  # noqa: E731
-    return property(lambda self: files.load_npy(path(self), ndim, kinds="f") if os.path.exists(path(self)) else None)
+    def read(self):
+        path = os.path.join(self.folder, name)
+        return files.load_npy(path, ndim, kinds="f", seen=self.seen) if os.path.exists(path) else None
+    return property(read)
 
 class Subject:
     """A prepared subject, memory-mapped. Frames stay in raw units on disk; see `Normaliser`."""
@@ -310,12 +308,12 @@ class Subject:
         def read_masks(path):
             with np.load(path, allow_pickle=False) as masks:
                 return dict(masks)
-        self.folder, self.meta = folder, there("subject.json", read_json)
+        self.folder, self.seen, self.meta = folder, {}, there("subject.json", read_json)
         self.rois = there("rois.npz", read_masks) or {}
         self.space = there("space.dscalar.nii", lambda path: nib.load(path).header.get_axis(1))
         if self.meta is None or self.fmri is None or self.eeg is None:
             fail(f"{folder}: no prepared subject there (subject.json, fmri.npy, eeg.npy); prepare it with data.py, or "
-                 "leave --data out for the synthetic one")
+                 "name another with --data")
         check_subject(self)
         self.tr, self.runs = self.meta["tr"], self.meta["runs"]
 
@@ -371,6 +369,8 @@ class Normaliser:
         std = np.sqrt(np.maximum(variance, 0))
         # A constant vertex may have rounding errors, of its mean or of what was filtered out of it.
         std[std <= np.maximum(1e-6 * np.abs(mean), 1e-3 * np.median(std))] = 0
+        if not std.any():
+            fail(f"{subject.folder}/fmri.npy: no vertex varies in {count:,} training frames; look at the BOLD files")
         return cls(mean, std, np.where(scale > 0, scale, 1))
 
     def zscore(self, frames):
@@ -416,11 +416,11 @@ def shift_windows(eeg, samples):
 
 @script
 def main(argv=None):
-    p = argparse.ArgumentParser(description="Prepare one subject's EEG and fMRI for train.py.")
+    p = Parser(description="Prepare one subject's EEG and fMRI for train.py.")
     add = p.add_argument
     add("--bold", required=True, help="glob of a .dtseries.nii or .npy [volumes, V] a run; or a folder of frames")
     add("--eeg", required=True, help="glob of an .npy [channels, samples] a run; or a folder of windows")
-    add("--out", required=True, help="folder of the prepared subject (4 bytes of disk a value)")
+    add("--out", type=named, required=True, help="folder of the prepared subject (4 bytes of disk a value)")
     add("--fs", type=float, default=1000, help="EEG samples a second (default: 1000); not for folders")
     add("--tr", type=float, help="seconds a volume, where the BOLD files do not say it")
     add("--delay", type=float, default=4.0, help="seconds from EEG to BOLD (default: 4); in folders applied already")
@@ -432,6 +432,9 @@ def main(argv=None):
     add("--debug", action="store_true", help="show where an error came from")
     a = p.parse_args(argv)
     check_positive(a, "fs", "tr", "channels", "frames_per_run")
+    check_range(a, 0, 60, "delay")
+    if not os.path.isdir(a.bold) and (a.split or a.space or a.frames_per_run):
+        fail("--split, --space, --frames-per-run: are for folders of frames; --bold is none")
     if os.path.isdir(a.bold) != os.path.isdir(a.eeg):
         fail(f"--bold {a.bold}, --eeg {a.eeg}: one is a folder of frames; expected both or neither")
     (prepare_frames if os.path.isdir(a.bold) else prepare_runs)(a)

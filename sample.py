@@ -8,12 +8,10 @@ Writes OUT/direct/ or OUT/interrecon/: recon.npy [T_test,V] and truth.npy in z-s
 (their rows in fmri.npy), metrics.json, and recon.dtseries.nii in original units where the subject has a space. Every
 score stands beside its controls, and what was observed is never scored.
 """
-import argparse
 import functools
 import json
 import math
 import os
-import re
 import time
 
 import numpy as np
@@ -22,16 +20,16 @@ from tqdm import tqdm
 
 import data
 from tools import files, machine, show
-from tools.errors import check_fits, check_positive, fail, script
+from tools.errors import Parser, check_fits, check_sampling, fail, named, script
 from neuroframes import GaussianPrior, LinearAutoencoder, NeuroFrames, Observation, range_null_projection, sample
 
 METRICS = ("mse", "r", "cos")
 LATENTS_AT_ONCE = 2**25  # samples x points x latents drawn together: 134 MB a copy, a dozen copies at the peak
 def parse(argv=None):
-    p = argparse.ArgumentParser(description="Reconstruct the test runs of one subject, and score them.")
+    p = Parser(description="Reconstruct the test runs of one subject, and score them.")
     add = p.add_argument
     add("--ckpt", default="out/ckpt.pt", help="checkpoint of train.py (default: out/ckpt.pt)")
-    add("--data", help="prepared subject (default: the one trained on)")
+    add("--data", type=named, help="prepared subject (default: the one trained on)")
     add("--out", help="folder for results (default: the checkpoint's)")
     add("--interrecon", action="store_true", help="complete what was not observed, by null-space sampling")
     add("--gap", type=int, help="every gap-th of --frames frames is observed (default: 2, or none with --observe)")
@@ -58,15 +56,14 @@ def parse(argv=None):
     if a.interrecon and a.gap is None and not (a.anchors or a.observe):
         a.gap = 2
     a.interrecon = a.interrecon or any(flag is not None for flag in (a.gap, a.anchors, a.observe))
-    check_positive(a, "gap", "frames", "window", "upsample", "samples", "steps", "batch_size")
-    if a.calibrate and a.samples < 2:
-        fail(f"--samples {a.samples}: --calibrate needs 2 or more, to have a spread")
+    check_sampling(a)
     return a
 
 def load(path, device):
     """(checkpoint dict, model, autoencoder, normaliser) of the file that train.py wrote."""
-    ckpt = files.load_checkpoint(path, device, "config", "model", "autoencoder", "normaliser", "settings", "subject",
-                                 "checksums")
+    ckpt = files.load_checkpoint(
+        path, device, "config.samples", "model", "autoencoder.E", "normaliser.mean", "subject", "checksums",
+        "settings.frames", "settings.vary", "settings.context", "settings.no_validation")
     with files.this_version(path):
         model = NeuroFrames(**ckpt["config"]).to(device).eval()
         model.load_state_dict(ckpt["model"])
@@ -76,25 +73,24 @@ def load(path, device):
         autoencoder.load_state_dict(ckpt["autoencoder"])
         return ckpt, model, autoencoder, data.Normaliser(**{k: v.cpu() for k, v in ckpt["normaliser"].items()})
 
-def observed_rows(a, K, subject):
-    """bool [P,V]: which vertices are observed. Frame k of a stretch has row k mod P."""
+def observed_rows(a, K, subject, valid):
+    """bool [P,V]: which vertices are observed; frame k of a stretch has row k mod P. valid [V]: those that vary."""
     V, seen, rows = subject.fmri.shape[1], [], np.zeros((1, subject.fmri.shape[1]), bool)
     if a.observe:
         if a.observe not in subject.rois and not os.path.exists(a.observe):
-            fail(f"--observe {a.observe}: neither a file nor a region of {subject.folder}: {', '.join(subject.rois)}")
+            fail(f"--observe {a.observe}: neither a file nor a region of {subject.folder}: "
+                 f"{', '.join(subject.rois) or 'it has none (data.py --parcels)'}")
         mask = subject.rois.get(a.observe)
         rows = np.atleast_2d(files.load_npy(a.observe, 1, 2, kinds="b") if mask is None else mask)
         if rows.shape[1] != V:
             fail(f"--observe {a.observe}: has shape {rows.shape}; expected [{V}] or [frames, {V}]")
     if a.gap or a.anchors:
-        if a.anchors and not re.fullmatch(r"\d+(,\d+)*", a.anchors):
-            fail(f"--anchors {a.anchors}: expected numbers of frames with commas between, such as 0,9")
         seen = sorted({int(k) for k in a.anchors.split(",")}) if a.anchors else range(0, K, a.gap)
-        if seen[-1] >= K or len(seen) == K:
+        if (a.gap or 0) > K or seen[-1] >= K or len(seen) == K:
             fail(f"--gap {a.gap}, --anchors {a.anchors}: expected some, not all, of frames 0 to {K - 1} (--frames {K})")
         rows = np.tile(rows, (math.lcm(K, len(rows)) // len(rows), 1))
     rows = rows | np.isin(np.arange(len(rows)) % K, seen)[:, None]
-    if a.interrecon and (rows.all() or not rows.any()):
+    if a.interrecon and (rows[:, valid].all() or not rows[:, valid].any()):
         fail(f"--observe {a.observe}, --gap {a.gap}, --anchors {a.anchors}: all or nothing would be observed; expected "
              "some, such as --anchors 0,9")
     return rows
@@ -223,7 +219,9 @@ def main(argv=None, also=lambda method, k, x_hat: None):
     device = machine.pick_device(a.device)
     out = os.path.join(a.out or os.path.dirname(a.ckpt) or ".", "interrecon" if a.interrecon else "direct")
     with machine.memory_advice(device, a, "batch_size", "samples"), files.whole(out) as partial:
-        reconstruct(a, device, partial, also, began)
+        told = reconstruct(a, device, partial, also, began)
+    if told:
+        show.report(*told)  # once the result is in its place
     machine.say(f"wrote {out} in {time.time() - began:.1f} s")
     machine.part()
 
@@ -248,7 +246,7 @@ def reconstruct(a, device, out, also, began):
     if not splits["test"] or a.calibrate and not splits["val"]:
         fail(f"{subject.folder}: its split leaves no test frames, or no validation frames for --calibrate; prepare it "
              "from two runs or more (four for --calibrate)")
-    rows, of_frame = np.unique(observed_rows(a, K, subject), axis=0, return_inverse=True)
+    rows, of_frame = np.unique(observed_rows(a, K, subject, normaliser.valid), axis=0, return_inverse=True)
     held = a.interrecon and not a.no_null_space
 
     # ---- what training frames say: what latents leave out, the covariance of latents in time
@@ -350,7 +348,7 @@ def reconstruct(a, device, out, also, began):
                 residual = max(residual, float((mean[:, 0] - x)[seen].abs().max()) if held and seen.any() else 0.0)
                 guesses = {"mean_frame": 0 * x, "neuroframes_1": first[:, 0]}
                 guesses |= {method: of_mean[:, 0] for method, (of_mean, _, _) in done.items()}
-                if a.interrecon:
+                if a.interrecon and rows.all(1).any():  # between frames that were seen whole
                     low, high = next(s for s in stretches if s[0] <= k[0] < s[1])
                     anchors = low + np.flatnonzero(rows.all(1)[p[low:high]])
                     guesses["linear"] = linear_interpolation(anchors, k, lambda k: fetch(t[k]))
@@ -394,7 +392,7 @@ def reconstruct(a, device, out, also, began):
         show.carpet(path_of("plot.png"), truth, recon, std, title)
     if surfaces:
         surfaces.draw_median(path_of("surfaces.png"), truth, recon, std, np.flatnonzero(~rows.all(1)[p]), t, title)
-    show.report(metrics, summary, scores)
+    return metrics, summary, scores
 
 if __name__ == "__main__":
     main()

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 import data
 from tools import files, machine
-from tools.errors import check_positive, check_values, fail, script
+from tools.errors import Parser, check_positive, check_range, check_values, doubts, fail, named, script
 from neuroframes import LinearAutoencoder, NeuroFrames
 
 # paper: sizes and optimiser of Section 4.1 (closed-form PCA, averaged weights, clipping, weight decay are ours). tiny:
@@ -35,11 +35,11 @@ PRESETS = {
                  lr=1e-3, warmup=100, ema=0.998, vary=True, eeg_filters=32, eeg_bands=16)}
 
 def parse(argv=None):
-    p = argparse.ArgumentParser(description="Train on one subject.",
-                                epilog="Flags without a default take it from --preset; see PRESETS in train.py.")
+    p = Parser(description="Train on one subject.",
+               epilog="Flags without a default take it from --preset; see PRESETS in train.py.")
     add = p.add_argument
-    add("--data", help="prepared subject (default: a synthetic one, made in OUT)")
-    add("--out", default="out", help="folder for checkpoints and log (default: out)")
+    add("--data", type=named, help="prepared subject (default: a synthetic one, made in OUT)")
+    add("--out", type=named, default="out", help="folder for checkpoints and log (default: out)")
     add("--preset", choices=PRESETS, help="default: tiny for the synthetic subject, paper for any other")
     add("--frames", type=int, help="frames a window, K; lower it if memory runs out")
     add("--latent-dim", type=int, help="numbers a frame, d; lowered to the rank of the training frames")
@@ -80,6 +80,7 @@ def parse(argv=None):
         setattr(a, name, PRESETS[a.preset][name])
     check_positive(a, "frames", "latent_dim", "eeg_dim", "eeg_filters", "eeg_bands", "tokens_per_frame", "depth",
                    "heads", "width", "steps", "epochs", "batch_size", "lr")
+    check_range(a, 0, 1, "ema", "eeg_dropout"), check_range(a, 0, 10**9, "context", "warmup", "weight_decay", "seed")
     if a.autoencoder == "joint":  # latents move while E is trained: no covariance, no orthonormal D, one process
         if machine.WORLD > 1 or given & {"prior", "loss"} and (a.prior, a.loss) != ("none", "latent"):
             fail("--autoencoder joint goes with --prior none and --loss latent only, and without torchrun")
@@ -109,11 +110,11 @@ def main(argv=None):
 def train(a, device, signals):
     last_path, best_path, log_path = (os.path.join(a.out, name) for name in ("last.pt", "ckpt.pt", "log.jsonl"))
     rank, world = machine.RANK, machine.WORLD  # torchrun's processes: all compute, the first prints and writes
-    resumed = files.load_checkpoint(last_path, "cpu", "model", "averaged", "autoencoder", "optimizer", "settings",
-                                    "step", "best", "losses", "checksums") if a.resume else None
-    if resumed:
-        vars(a).update({k: v for k, v in resumed["settings"].items() if k not in ("out", "device", "resume", "debug")})
-        machine.say(f"all settings but --out and --device are those of {last_path}")
+    resumed = files.load_state(last_path, best_path) if a.resume else None
+    if resumed:  # a subject that was moved may be named anew
+        kept = ("out", "device", "resume", "debug", *["data"] * bool(a.data))
+        vars(a).update({k: v for k, v in resumed["settings"].items() if k not in kept})
+        machine.say(f"all settings but --out, --device and --data are those of {last_path}")
     torch.manual_seed(a.seed)
 
     # ---- data: stretches of whole runs, z-scored with training statistics
@@ -126,11 +127,9 @@ def train(a, device, signals):
     if resumed and resumed["checksums"] != subject.meta["checksums"]:
         fail(f"{folder}: is not the data that {last_path} was trained on; start anew without --resume")
     segments = {s: subject.segments(s, validation=not a.no_validation) for s in ("train", "val")}
-    normaliser = data.Normaliser.measure(subject, segments["train"])
     if a.frames > max((hi - lo for lo, hi in segments["train"]), default=0):
-        fail(f"--frames {a.frames}: no training stretch of {folder} is that long; lower it")
-    if not subject.segments("test"):
-        machine.say(f"note: {folder} has no test frames (a single run?): there will be nothing to score")
+        fail(f"--frames {a.frames}: no training stretch of {folder} is that long; lower it, or look at its split")
+    normaliser = data.Normaliser.measure(subject, segments["train"])
     validation = [w for w in data.tile(segments["val"], a.frames) if w[1] == a.frames]
     index = np.concatenate([np.arange(lo, hi) for lo, hi in segments["train"]])  # training frames
     a.steps = a.steps or max(1, a.epochs * len(index) // (a.frames * a.batch_size))
@@ -147,7 +146,7 @@ def train(a, device, signals):
         fitted = index[np.linspace(0, len(index) - 1, min(len(index), 8192)).astype(int)]  # enough for 1,024 latents
         kept = autoencoder.fit(files.Columns(subject, normaliser, fitted))
         machine.say(f"autoencoder: {autoencoder.latent_dim} latents (of {d} asked for) keep {kept:.1%} of the variance "
-                    f"of {len(fitted):,} training frames")
+                    f"of {len(fitted):,} training frames; {(~normaliser.valid).sum():,} vertices do not vary")
     machine.broadcast(autoencoder.state_dict().values())  # eigenvectors of two machines may differ in sign
     z_all = None if joint else encode_all(autoencoder, subject, normaliser, device)  # [T,d]
 
@@ -176,8 +175,7 @@ def train(a, device, signals):
     bf16 = machine.has_bfloat16(device)
     machine.say(f"{sum(p.numel() for p in trained):,} weights on {device} in {'bfloat16' if bf16 else 'float32'}; "
                 f"{a.steps:,} steps of {a.batch_size} windows of {a.frames} frames; {len(index):,} training frames")
-    if a.preset == "paper" and len(index) < 10_000:
-        machine.say("note: these are few frames for the paper's settings; compare with --preset tiny")
+    machine.say(*doubts(a, subject, len(index)), sep="\n")
     to_device = lambda array: torch.from_numpy(array).to(device)  # noqa: E731
     eeg_of = machine.reader(subject.eeg.shape, lambda s: normaliser.eeg(subject.eeg[s]), device)  # [B,L] -> [B,L,C,W]
     def batch(windows, shift=0):

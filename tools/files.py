@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -58,6 +59,9 @@ def set_aside(folder, names=None):
     names = [name for name in names or () if os.path.exists(os.path.join(folder, name))] if names else None
     if names == [] or not os.path.exists(folder):
         return
+    if names is None and not os.listdir(folder):
+        os.rmdir(folder)
+        return
     base = f"{folder}-" if names is None else os.path.join(folder, "earlier-")
     kept = next(base + str(i) for i in range(1, 10**6) if not os.path.exists(base + str(i)))
     with writing(kept):
@@ -73,7 +77,8 @@ def set_aside(folder, names=None):
 def whole(folder):
     """Gives FOLDER.partial to write in, and makes that FOLDER when all is done: what is half written is never taken for
     a whole. What was in FOLDER before is kept, see set_aside. A partial folder that a kill left behind is cleared."""
-    partial = str(folder).rstrip("/\\") + ".partial"
+    folder = os.path.realpath(folder)
+    partial = folder + ".partial"
     if RANK > 0:
         yield partial
         return
@@ -108,10 +113,11 @@ def rewind(log, step):
     if RANK > 0:
         return
     kept = []
-    with contextlib.suppress(FileNotFoundError, ValueError), open(log) as f:
+    with contextlib.suppress(FileNotFoundError), open(log, errors="replace") as f:
         for line in f:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
+            with contextlib.suppress(ValueError, TypeError, KeyError):
+                if json.loads(line)["step"] <= step:
+                    kept.append(line)
     with writing(log):
         with open(log + ".tmp", "w") as f:
             f.writelines(kept)
@@ -131,8 +137,12 @@ class NpyWriter:
             np.lib.format.write_array_header_1_0(self.file, header)
 
     def add(self, rows):
+        with np.errstate(over="ignore"):
+            values = np.ascontiguousarray(rows, "<f4")
+        if not np.isfinite(values).all():
+            fail(f"{self.path}: float32 cannot hold values as large as {np.abs(rows).max():g}; scale the data")
         with writing(self.path):
-            self.file.write(values := np.ascontiguousarray(rows, "<f4").data)
+            self.file.write(values.data)
         return values
 
     def close(self):
@@ -154,8 +164,10 @@ class Writer:
 
     def add(self, fmri, eeg, eeg_path="eeg"):
         """The next frames of a run: fmri [t,V] in raw units, eeg [t,C,W]."""
-        for name, array in (("fmri", fmri), ("eeg", eeg)):
-            self.hashes[name].update(self.files[name].add(array))
+        written = {name: self.files[name].add(array) for name, array in (("fmri", fmri), ("eeg", eeg))}
+        for name, array in written.items():
+            self.hashes[name].update(array.data)
+        eeg = written["eeg"]
         self.low, self.high = np.minimum(self.low, eeg.min((0, 2))), np.maximum(self.high, eeg.max((0, 2)))  # [C]
         self.written += len(fmri)
         if self.written in self.stops:  # the end of a run
@@ -174,6 +186,8 @@ class Writer:
 @contextlib.contextmanager
 def prepared(folder, meta, V, C, W):
     """A Writer of a prepared subject, which is there only when it is complete; see whole."""
+    if not folder or os.path.realpath(folder) == os.path.realpath(os.getcwd()):
+        fail(f"--out {folder}: cannot be the folder that this is run in; name a new folder")
     if os.path.isdir(folder) and os.listdir(folder) and not os.path.exists(os.path.join(folder, "subject.json")):
         fail(f"--out {folder}: holds files, but is no prepared subject; name a new folder")
     with whole(folder) as partial:
@@ -183,10 +197,14 @@ def prepared(folder, meta, V, C, W):
 
 # ---- Reading ---------------------------------------------------------------------------
 
-def load_npy(path, *ndims, kinds="fiu"):
-    """The .npy array at path, mapped: of so many axes, and of a dtype of these kinds (numpy's letters)."""
+def load_npy(path, *ndims, kinds="fiu", seen=None):
+    """The .npy array at path, mapped: of so many axes, and of a dtype of these kinds (numpy's letters). seen: a dict
+    that remembers files, of which none may change from one reading to the next."""
     if not os.path.isfile(path):
         fail(f"{path}: no such file; expected an .npy array")
+    now = os.stat(path)
+    if seen is not None and seen.setdefault(path, (now.st_ino, now.st_mtime_ns)) != (now.st_ino, now.st_mtime_ns):
+        fail(f"{path}: was changed, or prepared anew, while it was being read; begin again")
     try:
         array = np.lib.format.open_memmap(path, mode="r")  # never unpickles
     except Exception as error:  # of many kinds
@@ -211,7 +229,8 @@ class Columns:
         return (x - n.mean[columns]) * n.inverse[columns]
 
 def load_checkpoint(path, device, *keys):
-    """The dict with `keys` that train.py saved at path. Tensors and plain values only: no pickled code is run."""
+    """The dict with `keys`, such as "model" or "settings.frames", that train.py saved at path. Tensors and plain values
+    only: no pickled code is run."""
     if not os.path.isfile(path):
         fail(f"{path}: no such checkpoint; train one first (python train.py), or name another")
     try:
@@ -221,11 +240,40 @@ def load_checkpoint(path, device, *keys):
             raise
         fail(f"{path}: cannot be opened: cut short, no checkpoint of train.py, or holds more than tensors and plain "
              f"values, which could run code ({type(error).__name__}); copy it again, or train anew", error)
-    missing = set(keys) - set(state) if isinstance(state, dict) else keys
+    def has(state, key):
+        return not key or isinstance(state, dict) and key[0] in state and has(state[key[0]], key[1:])
+    missing = [key for key in keys if not has(state, key.split("."))]
+    if missing and "averaged" in state:
+        fail(f"{path}: is the state of training, which --resume needs; expected the ckpt.pt beside it")
     if missing:
-        fail(f"{path}: has no {', '.join(sorted(missing))}: another script's checkpoint, or an older version's; train "
+        fail(f"{path}: has no {', '.join(missing)}: another script's checkpoint, or an older version's; train "
              "anew")
+    for name, part in state.items():
+        for key, w in part.items() if isinstance(part, dict) else ():
+            if torch.is_tensor(w) and w.is_floating_point() and not w.isfinite().all():
+                fail(f"{path}: {name}, {key} holds numbers that are NaN or infinite; train anew")
     return state
+
+def load_state(path, best_path):
+    """The state of training that train.py saved at path, to resume it; the best weights so far are at best_path."""
+    state = load_checkpoint(path, "cpu", "model", "averaged", "autoencoder.E", "optimizer", "settings.frames", "step",
+                            "best.step", "best.val_loss", "losses", "checksums")
+    if state["best"]["step"] and not os.path.exists(best_path):
+        fail(f"{best_path}: is gone, and {path} does not hold its weights; put it back, or start anew without --resume")
+    return state
+
+def read_split(path, numbers):
+    """{"train": [places], "test": [places]} in `numbers` of frames, by a CineBrain JSON of test clips: a list of
+    {"fmri": [paths], "eeg": [paths], ...}; the number in a path is the frame's."""
+    try:
+        with open(path, encoding="utf-8") as f:
+            test = {int(re.search(r"(\d+)\.npy$", p)[1]) for clip in json.load(f) for p in clip["fmri"]}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        fail(f"--split {path}: not a list of clips {{\"fmri\": [\".../NUMBER.npy\", ...]}} ({error!r})", error)
+    split = {part: [i for i, n in enumerate(numbers) if (n in test) == (part == "test")] for part in ("train", "test")}
+    if not 0 < len(split["test"]) < len(numbers):
+        fail(f"--split {path}: names {len(split['test'])} of {len(numbers)} frames; expected some, not all")
+    return split
 
 @contextlib.contextmanager
 def this_version(path):

@@ -45,10 +45,10 @@ def pick_device(name):
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(hours=12))
     return device
 
-def say(*words):
+def say(*words, **how):
     """print, of the first process only."""
-    if RANK == 0:
-        print(*words)
+    if RANK == 0 and words:
+        print(*words, **how)
 
 class Signals:
     """Ctrl-C and SIGTERM. They end the script at once, until `wait` is called: from then on the first one is only noted

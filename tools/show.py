@@ -37,6 +37,8 @@ def report(metrics, summary, scores):
     helped = "The EEG helped" if wins > windows / 2 + windows**0.5 else (
         "The EEG did not help measurably" if windows > 4 else "Too few windows to tell whether the EEG helped")
     r, mse = ({method: regions["whole"][m]["mean"] for method, regions in summary.items()} for m in ("r", "mse"))
+    if helped == "The EEG helped" and r["neuroframes"] - r["shuffled_eeg"] < 0.005:
+        helped = "The EEG helped, but hardly"
     possible = f" of a possible {r['ceiling']:.3f}" if "ceiling" in r and metrics["mode"] == "direct" else ""
     print(f"\n{helped}: r {r['neuroframes']:.3f}{possible} with it, {r['shuffled_eeg']:.3f} with shuffled EEG "
           f"(better in {wins} of {windows} windows).")
@@ -44,10 +46,12 @@ def report(metrics, summary, scores):
         share = {m: mse["neuroframes"] / mse[m] for m in names if m in mse}
         beaten = {m: "beats" if s < 0.98 else "is level with" if s < 1.02 else "does not beat"
                   for m, s in share.items()}
-        print(f"The null space: MSE {mse['neuroframes']:.3f}, {mse['no_null_space']:.3f} without it; "
-              f"{beaten['linear']} linear interpolation ({mse['linear']:.3f}), {beaten['gaussian']} the Gaussian "
-              f"conditional ({mse['gaussian']:.3f}). Residual {metrics['residual_before']:.3f} (rms) before the last "
-              f"projection, {metrics['anchor_residual']:g} after.")
+        # With no frame seen whole there was nothing to interpolate linearly.
+        linear = f"{beaten['linear']} linear interpolation ({mse['linear']:.3f}), " if "linear" in mse else ""
+        print(f"The null space: MSE {mse['neuroframes']:.3f}, {mse['no_null_space']:.3f} without it; {linear}"
+              f"{beaten['gaussian']} the Gaussian conditional ({mse['gaussian']:.3f}). Residual "
+              f"{metrics['residual_before']:.3f} (rms) before the last projection, "
+              f"{metrics['anchor_residual']:g} after.")
 
 def pyplot():
     """matplotlib, which only pictures need."""
@@ -96,7 +100,9 @@ class Surfaces:
         for path, side in zip(paths, ("LEFT", "RIGHT")):
             name = f"CIFTI_STRUCTURE_CORTEX_{side}"
             try:
-                points, triangles = (nib.load(path).agg_data(kind) for kind in ("pointset", "triangle"))
+                image = nib.load(path)
+                points, triangles = (image.agg_data(kind) for kind in ("pointset", "triangle"))
+                said = [str(part.meta.get("AnatomicalStructurePrimary")) for part in image.darrays]
                 points, triangles = points.astype(float), triangles.astype(int)
             except Exception as error:  # nibabel raises many kinds
                 fail(f"--surfaces {path}: not a readable GIFTI surface ({str(error)[:100]}); expected a .surf.gii",
@@ -104,6 +110,10 @@ class Surfaces:
             if len(points) != space.nvertices.get(name):
                 fail(f"--surfaces {path}: has {len(points):,} vertices, {source} {space.nvertices.get(name, 0):,} on "
                      "that side; give the left and the right surface of the same space, such as fsLR 32k")
+            other = {"LEFT": "Right", "RIGHT": "Left"}[side]
+            # RAS: the left half has x < 0. Inflated surfaces may lie around 0; their files then say the side.
+            if any(other in text for text in said) or points[:, 0].mean() * (1 if side == "LEFT" else -1) > 10:
+                fail(f"--surfaces {path}: is of the other side; give the left surface, then the right")
             columns = np.flatnonzero(space.name == name)
             self.meshes.append((points, triangles, columns, space.vertex[columns]))
         pyplot()
@@ -129,14 +139,14 @@ class Surfaces:
         from matplotlib.collections import PolyCollection
         # What is to the right, up, and towards the eye, in RAS coordinates (x to the right, y to the front, z up).
         x, y, z = np.eye(3)
-        views = {"left": ([0], (-y, z, -x)), "right": ([1], (y, z, x)), "above": ([0, 1], (x, y, z))}
+        views = ([0], (-y, z, -x)), ([1], (y, z, x)), ([0, 1], (x, y, z))
         figure, axes = plt.subplots(3, len(maps), figsize=(3.2 * len(maps), 8), layout="constrained",
                                     height_ratios=[1, 1, 1.6], squeeze=False)
         top = np.nanpercentile(np.abs(maps["truth"]), 98)
         for column, (name, values) in zip(axes.T, maps.items()):
             scale = plt.Normalize(0, np.percentile(values, 98)) if name == "spread" else plt.Normalize(-top, top)
             colours = plt.get_cmap("viridis" if name == "spread" else "RdBu_r")
-            for axis, (view, (sides, turn)) in zip(column, views.items()):
+            for axis, (sides, turn) in zip(column, views):
                 shapes, paint, depth = [], [], []
                 for points, triangles, columns, vertices in (self.meshes[side] for side in sides):
                     worth = np.full(len(points), np.nan)
@@ -163,6 +173,8 @@ class Surfaces:
             column[0].set(title=name)
             figure.colorbar(plt.cm.ScalarMappable(scale, colours), ax=list(column), location="bottom", shrink=0.7,
                             label="std" if name == "spread" else "z-score")
+        for axis, name in zip(axes[:, 0], ("from the left", "from the right", "from above")):
+            axis.text(0, 0.5, name, transform=axis.transAxes, rotation=90, ha="right", va="center")
         figure.suptitle(title)
         with writing(path):
             figure.savefig(path, dpi=80)

@@ -14,6 +14,7 @@ import torch
 import data
 import sample as sampling
 import train
+from tools import errors, files
 
 HERE = os.path.dirname(os.path.abspath(train.__file__))
 SMALL = ["--preset", "tiny", "--width", "16", "--heads", "2", "--depth", "1", "--eeg-dim", "8", "--eeg-filters", "4", "--eeg-bands",
@@ -97,10 +98,12 @@ def resumable(tmp, made, change, change_state=lambda state: None):
     change_state(state)
     torch.save(state, tmp / "out/last.pt")
     (tmp / "out/last.pt").write_bytes(change((tmp / "out/last.pt").read_bytes()))
+    shutil.copy(made / "ckpt.pt", tmp / "out")
     return ["--out", f"{tmp}/out", "--resume"]
 
-def surface(tmp, name, vertices):
+def surface(tmp, name, vertices, x=0):
     points, triangles = np.random.default_rng(0).standard_normal((vertices, 3)).astype("f4"), np.array([[0, 1, 2]], "i4")
+    points[:, 0] += x
     arrays = [nib.gifti.GiftiDataArray(points, "NIFTI_INTENT_POINTSET"), nib.gifti.GiftiDataArray(triangles, "NIFTI_INTENT_TRIANGLE")]
     nib.save(nib.gifti.GiftiImage(darrays=arrays), str(tmp / name))
     return f"{tmp}/{name}"
@@ -177,8 +180,17 @@ CASES = {
     "a mask of the wrong length": (data, lambda t, m: with_file(raw(t), t, "v1.npy", np.ones(19, bool), "--parcels"), ["v1.npy", "(19,)", "(20,)"]),
     "a mask of numbers": (data, lambda t, m: with_file(raw(t), t, "v1.npy", np.ones(20), "--parcels"), ["v1.npy", "float64", "boolean"]),
     "parcels that are none": (data, lambda t, m: with_file(raw(t), t, "x.dlabel.nii", b"parcels", "--parcels"), ["x.dlabel.nii"]),
-    "--out with other files": (data, lambda t, m: [*raw(t)[:-1], f"{t}"], ["--out", "no prepared subject"]),
+    "--out with other files": (data, lambda t, m: [*raw(t)[:-1], f"{m}"], ["--out", "no prepared subject"]),
     "--out below a file": (data, lambda t, m: [*raw(t)[:-1], f"{t}/{EEG1}/out"], [EEG1, "cannot be written"]),
+    "--out here": (data, lambda t, m: [*raw(t)[:-1], "."], ["--out .", "new folder"]),
+    "--tr against the header": (data, lambda t, m: [*raw(t), "--tr", "0.9"], ["--tr 0.9", "0.8 s"]),
+    "runs that lack each other": (data, lambda t, m: [*raw(t), os.rename(t / EEG1, t / "run-3_eeg.npy")][:-1], ["run 1 and run 2"]),
+    "values beyond float32": (data, lambda t, m: [*raw(t, bold=first(lambda x: x * 1e200), suffix=".npy"), "--tr", "0.8"], ["run-1_bold.npy"]),
+    "a delay without end": (data, lambda t, m: [*raw(t), "--delay", "nan"], ["--delay nan", "0 to 60"]),
+    "a region named whole": (data, lambda t, m: with_file(raw(t), t, "whole.npy", np.ones(20, bool), "--parcels"), ["whole.npy", "rename"]),
+    "a split without folders": (data, lambda t, m: with_file(raw(t), t, "s.json", b"[]", "--split"), ["--split", "folders"]),
+    "no such flag": (data, lambda t, m: [*raw(t), "--rate", "5"], ["--rate 5", "--help"]),
+    "a flag without its number": (data, lambda t, m: [*raw(t), "--fs", "fast"], ["--fs", "fast", "--help"]),
     # ---- data.py: folders of frames
     "folders that share no number": (data, lambda t, m: folders(t, shift=50), ["10 files", "share a number"]),
     "folders without --tr": (data, lambda t, m: [f for f in folders(t) if f not in ("--tr", "0.8")], ["--tr", "0.8"]),
@@ -196,8 +208,19 @@ CASES = {
     "TR in milliseconds, prepared": (train, lambda t, m: subject(t, m, lambda s: {**s, "tr": 800}), [META, "TR is 800"]),
     "runs beyond the frames": (train, lambda t, m: subject(t, m, lambda s: {**s, "runs": [[0, 100], [100, 301]]}), [META, "0 to 300"]),
     "runs that overlap": (train, lambda t, m: subject(t, m, lambda s: {**s, "runs": [[0, 100], [90, 300]]}), [META, "[90, 300]"]),
+    "subject.json a list": (train, lambda t, m: subject(t, m, lambda s: [s]), [META, "list"]),
+    "a split of other parts": (train, lambda t, m: subject(t, m, lambda s: {**s, "split": {"training": [0], "test": [1]}}), [META, "training"]),
+    "a split of words": (train, lambda t, m: subject(t, m, lambda s: {**s, "split": {"train": ["a"], "test": [1]}}), [META, "whole numbers"]),
+    "no training frames": (train, lambda t, m: subject(t, m, lambda s: {**s, "split": {"train": [], "test": [1]}}), ["--frames 6", "split"]),
+    "too few first volumes": (train, lambda t, m: subject(t, m, lambda s: {**s, "first_volume": [0]}), [META, "first_volume"]),
+    "BOLD that does not vary": (train, lambda t, m: subject(t, m, fmri=lambda x: 0 * x + 5), ["fmri.npy", "no vertex varies"]),
+    "an empty name": (train, lambda t, m: ["--data", "", "--out", f"{t}/out"], ["empty"]),
+    "an average that cannot be": (train, lambda t, m: [*subject(t, m), "--ema", "2"], ["--ema 2", "0 to 1"]),
+    "a dropout that cannot be": (train, lambda t, m: [*subject(t, m), "--eeg-dropout", "1.5"], ["--eeg-dropout 1.5"]),
+    "a rate that is no number": (train, lambda t, m: [*subject(t, m), "--lr", "nan"], ["--lr nan"]),
+    "a seed below 0": (train, lambda t, m: [*subject(t, m), "--seed", "-3"], ["--seed -3"]),
     "a split that overlaps": (train, lambda t, m: subject(t, m, lambda s: {**s, "split": {"train": list(range(100)), "test": [98, 99, 200]}}),
-                              [META, "2 frames both in train and in test"]),
+                              [META, "2 frames are in two parts"]),
     "a split beyond the frames": (train, lambda t, m: subject(t, m, lambda s: {**s, "split": {"train": [0], "test": [300]}}), [META, "299"]),
     "BOLD and EEG of two lengths": (train, lambda t, m: subject(t, m, eeg=lambda e: e[:-1]), ["300 frames", "299"]),
     "fmri.npy of integers": (train, lambda t, m: subject(t, m, fmri=lambda x: x.astype("i2")), ["fmri.npy", "int16", "float"]),
@@ -218,6 +241,7 @@ CASES = {
     "nothing to resume": (train, lambda t, m: ["--out", f"{t}/out", "--resume"], ["last.pt", "no such checkpoint"]),
     "last.pt cut short": (train, lambda t, m: resumable(t, m, lambda b: b[:-2000]), ["last.pt", "cut short"]),
     "last.pt damaged": (train, lambda t, m: resumable(t, m, lambda b: bytes(100) + b[100:]), ["last.pt"]),
+    "resumed without ckpt.pt": (train, lambda t, m: [*resumable(t, m, lambda b: b), os.remove(t / "out/ckpt.pt")][:-1], ["ckpt.pt", "is gone"]),
     "resumed on other data": (train, lambda t, m: resumable(t, m, lambda b: b, lambda s: s["checksums"].update(fmri="0")), ["last.pt", "not the data"]),
     "--out is a file": (train, lambda t, m: [*with_file(subject(t, m), t, "file", b""), "--out", f"{t}/file"], ["file", "cannot be written"]),
     # ---- sample.py
@@ -226,6 +250,10 @@ CASES = {
     "a checkpoint with code": (sampling, lambda t, m: checkpoint(t, m, lambda s: s.update(settings=os.path.join)), ["ckpt.pt", "plain values"]),
     "no checkpoint of ours": (sampling, lambda t, m: checkpoint(t, m, lambda s: s["model"]), ["ckpt.pt", "config"]),
     "a list for a checkpoint": (sampling, lambda t, m: checkpoint(t, m, lambda s: [1, 2]), ["ckpt.pt", "config"]),
+    "last.pt for ckpt.pt": (sampling, lambda t, m: ["--ckpt", f"{m}/last.pt", "--out", f"{t}/out"], ["last.pt", "ckpt.pt beside it"]),
+    "weights that are no numbers": (sampling, lambda t, m: checkpoint(t, m, lambda s: s["autoencoder"]["E"].fill_(np.nan) is None),
+                                    ["ckpt.pt", "autoencoder, E"]),
+    "settings that are missing": (sampling, lambda t, m: checkpoint(t, m, lambda s: s["settings"].pop("vary") is None), ["ckpt.pt", "settings.vary"]),
     "a setting nobody knows": (sampling, lambda t, m: checkpoint(t, m, lambda s: s["config"].update(rings=3)), ["ckpt.pt", "rings"]),
     "an older layout": (sampling, lambda t, m: checkpoint(t, m, lambda s: s["model"].pop("dit.place") is None), ["ckpt.pt", "dit.place"]),
     "weights of another shape": (sampling, lambda t, m: checkpoint(t, m, lambda s: s["config"].update(width=32)), ["ckpt.pt", "shape"]),
@@ -236,10 +264,18 @@ CASES = {
                                        ["3 EEG channels", "4"]),
     "no test frames": (sampling, lambda t, m: (subject(t, m, lambda s: {**s, "runs": [[0, 300]]}), sample(["--data", f"{t}/subject"])(t, m))[1],
                        ["no test frames"]),
+    "NaN in its own data since": (sampling, lambda t, m: (subject(t, m, fmri=put((299, 0), np.nan)), sample(["--data", f"{t}/subject"])(t, m))[1],
+                                  ["frame 299, vertex 0"]),
     "NaN in other data": (sampling, lambda t, m: (subject(t, m, lambda s: {**s, "checksums": {}}, fmri=put((299, 0), np.inf)),
                                                   sample(["--data", f"{t}/subject"])(t, m))[1], ["frame 299, vertex 0"]),
     "anchors beyond the window": (sampling, sample(["--anchors", "0,6"]), ["--anchors 0,6", "0 to 5"]),
     "anchors that are words": (sampling, sample(["--anchors", "first,last"]), ["--anchors first,last", "0,9"]),
+    "a gap and anchors": (sampling, sample(["--gap", "2", "--anchors", "0,5"]), ["--gap 2", "--anchors 0,5"]),
+    "a gap wider than the window": (sampling, sample(["--gap", "7"]), ["--gap 7", "--frames 6"]),
+    "an eta that cannot be": (sampling, sample(["--eta", "5"]), ["--eta 5", "0 to 1"]),
+    "more steps than levels": (sampling, sample(["--steps", "1500"]), ["--steps 1500", "1000"]),
+    "all that varies observed": (sampling, lambda t, m: with_file(checkpoint(t, m, lambda s: s["normaliser"]["std"][9:].fill_(0) is None), t,
+                                 "mask.npy", np.arange(64) < 9, "--observe"), ["mask.npy", "all or nothing"]),
     "all anchors": (sampling, sample(["--anchors", "0,1,2,3,4,5"]), ["--anchors 0,1,2,3,4,5", "not all"]),
     "no anchors": (sampling, sample(["--anchors", ""]), ["--anchors", "0,9"]),
     "every frame observed": (sampling, sample(["--gap", "1"]), ["--gap 1", "not all"]),
@@ -257,6 +293,8 @@ CASES = {
     "no such surface": (sampling, lambda t, m: [*with_space(t, m), "--surfaces", f"{t}/L.gii", f"{t}/R.gii"], ["L.gii", "surf.gii"]),
     "surfaces the wrong way round": (sampling, lambda t, m: [*with_space(t, m), "--surfaces", surface(t, "R.gii", 30), surface(t, "L.gii", 50)],
                                      ["R.gii", "30 vertices", "50"]),
+    "the left half for the right": (sampling, lambda t, m: [*with_space(t, m), "--surfaces", surface(t, "L.gii", 50, -30), surface(t, "M.gii", 30, -30)],
+                                    ["M.gii", "other side"]),
     "--out below a file, sampling": (sampling, lambda t, m: [*sample([])(t, m)[:3], f"{m}/ckpt.pt/out"], ["ckpt.pt/out", "cannot be written"]),
 }
 
@@ -295,6 +333,26 @@ def test_a_folder_that_cannot_be_written_and_a_disk_too_small(made, tmp_path, mo
 def run(script, *flags, **how):
     return subprocess.run([sys.executable, os.path.join(HERE, script), *map(str, flags)], capture_output=True, text=True, **how)
 
+def test_a_subject_prepared_anew_is_not_mixed_with_itself(made, tmp_path):
+    subject(tmp_path, made)
+    before = data.Subject(str(tmp_path / "subject"))
+    data.Normaliser.measure(before, [(0, 60)])
+    data.synthetic(str(tmp_path / "subject/"), seed=1, runs=5, frames=60, channels=4, fs=50, side=8, sources=4, background=3)
+    with pytest.raises(errors.Problem, match="fmri.npy: was changed"):
+        data.Normaliser.measure(before, [(0, 60)])
+    assert len(data.Subject(str(tmp_path / "subject-1")).fmri) == 300  # the first is kept
+
+def test_a_damaged_log_is_not_lost(tmp_path):
+    good = [json.dumps({"step": i}) + "\n" for i in range(5)]
+    (tmp_path / "log.jsonl").write_bytes("".join(good[:2]).encode() + b"\xff\xfe\n\n[1]\n{\"a\": 1}\n" + "".join(good[2:]).encode() + b'{"st')
+    files.rewind(str(tmp_path / "log.jsonl"), 3)
+    assert (tmp_path / "log.jsonl").read_text() == "".join(good[:4])
+
+def test_a_closed_pipe_costs_nothing(made, tmp_path):
+    command = f"{sys.executable} -u {HERE}/sample.py --ckpt {made}/ckpt.pt --out {tmp_path} --steps 2 --samples 2 | head -1"
+    subprocess.run(command, shell=True, capture_output=True, check=True)
+    assert (tmp_path / "direct/metrics.json").exists()
+
 def test_exit_status_and_debug(tmp_path):
     for script, flags in (("data.py", ["--bold", "none", "--eeg", "none", "--out", "x"]), ("train.py", ["--data", "none"]),
                           ("sample.py", ["--ckpt", "none"])):
@@ -314,11 +372,11 @@ def test_full_disk(made, tmp_path, script):
     assert run(script, *flags).returncode == 0
     for name in ("earlier-1", "direct-1"):
         assert not (tmp_path / name).exists()
-    files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    found = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     done = run(script, *flags, preexec_fn=limit)
     assert done.returncode == 2 and "Traceback" not in done.stderr and "File too large" in done.stderr, done.stderr
     assert ("ckpt.pt" if script == "train.py" else ".npy") in done.stderr
     left = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.name != "log.jsonl"}
     kept = {path.parent / "earlier-1" / path.name if script == "train.py" and path.parent == tmp_path else path: content
-            for path, content in files.items()}
+            for path, content in found.items()}
     assert left == {path: content for path, content in kept.items() if path.name != "log.jsonl"}
