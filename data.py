@@ -442,7 +442,7 @@ def main(argv=None):
     (T, V), (_, C, W) = subject.fmri.shape, subject.eeg.shape
     print(f"{a.out}: {T:,} frames x {V:,} vertices, EEG {C} channels x {W} samples, TR {subject.tr:g} s")
     for split, found in ((split, subject.segments(split)) for split in ("train", "val", "test")):
-        print(f"  {split:5} {sum(b - a for a, b in found):6,} frames in {len(found)} stretches")
+        print(f"  {split:5} {sum(b - a for a, b in found):6,} frames, stretches: {len(found)}")
     # Two subjects with one checksum are one subject twice: this has happened in a public release.
     print("  checksums " + ", ".join(f"{k} {v}" for k, v in subject.meta["checksums"].items()))
 

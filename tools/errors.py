@@ -97,11 +97,12 @@ def check_sampling(a):
 def check_finite(values, path, whole, *axes):
     """Fail if some of `values` is NaN or infinite; say how many of the array `whole` are, and where on its axes the
     first is."""
-    if np.isfinite(values).all():
-        return
+    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite too
+        if np.isfinite(np.asarray(values, np.float32)).all():
+            return
     count, first = 0, None
     for i in range(0, whole.shape[0], 256):
-        with np.errstate(over="ignore"):  # what float32 cannot hold is infinite too
+        with np.errstate(over="ignore"):
             bad = ~np.isfinite(np.asarray(whole[i: i + 256], np.float32))
         count += int(bad.sum())
         if first is None and bad.any():

@@ -32,11 +32,11 @@ def held(folder):
     if RANK > 0:
         yield
         return
+    new, lock = not os.path.isdir(folder), None
     with writing(folder):
         os.makedirs(folder, exist_ok=True)
         if not os.access(folder, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    lock = None
     with contextlib.suppress(ImportError, OSError):
         import fcntl
         lock = os.open(folder, os.O_RDONLY)
@@ -50,6 +50,9 @@ def held(folder):
     finally:
         if lock is not None:
             os.close(lock)
+        with contextlib.suppress(OSError):
+            if new:
+                os.rmdir(folder)  # if nothing came of it: what is not empty stays
 
 def set_aside(folder, names=None):
     """Keep an earlier result: rename the folder, or move the files `names` in it into a folder earlier-1, or the next
@@ -137,10 +140,7 @@ class NpyWriter:
             np.lib.format.write_array_header_1_0(self.file, header)
 
     def add(self, rows):
-        with np.errstate(over="ignore"):
-            values = np.ascontiguousarray(rows, "<f4")
-        if not np.isfinite(values).all():
-            fail(f"{self.path}: float32 cannot hold values as large as {np.abs(rows).max():g}; scale the data")
+        values = np.ascontiguousarray(rows, "<f4")
         with writing(self.path):
             self.file.write(values.data)
         return values

@@ -185,7 +185,7 @@ CASES = {
     "--out here": (data, lambda t, m: [*raw(t)[:-1], "."], ["--out .", "new folder"]),
     "--tr against the header": (data, lambda t, m: [*raw(t), "--tr", "0.9"], ["--tr 0.9", "0.8 s"]),
     "runs that lack each other": (data, lambda t, m: [*raw(t), os.rename(t / EEG1, t / "run-3_eeg.npy")][:-1], ["run 1 and run 2"]),
-    "values beyond float32": (data, lambda t, m: [*raw(t, bold=first(lambda x: x * 1e200), suffix=".npy"), "--tr", "0.8"], ["run-1_bold.npy"]),
+    "values beyond float32": (data, lambda t, m: [*raw(t, bold=first(lambda x: x.astype(float) * 1e200), suffix=".npy"), "--tr", "0.8"], ["run-1_bold.npy"]),
     "a delay without end": (data, lambda t, m: [*raw(t), "--delay", "nan"], ["--delay nan", "0 to 60"]),
     "a region named whole": (data, lambda t, m: with_file(raw(t), t, "whole.npy", np.ones(20, bool), "--parcels"), ["whole.npy", "rename"]),
     "a split without folders": (data, lambda t, m: with_file(raw(t), t, "s.json", b"[]", "--split"), ["--split", "folders"]),

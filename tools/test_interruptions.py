@@ -123,6 +123,16 @@ def test_stopped_before_the_first_step(tiny, tmp_path):
     _, errors = process.communicate()
     assert process.returncode == 130 and "Traceback" not in errors
 
+def test_terminated_while_sampling_it_leaves_nothing(tiny, tmp_path):
+    assert start("train.py", "--data", tiny, *SMALL, "--steps", 2, "--out", tmp_path).wait() == 0
+    process = start("sample.py", "--ckpt", tmp_path / "ckpt.pt", "--steps", 1000, "--out", tmp_path / "results", "--device", "cpu")
+    assert until((tmp_path / "results/direct.partial").exists, process)
+    time.sleep(0.5)
+    process.terminate()
+    _, errors = process.communicate()
+    assert process.returncode == 143 and "Traceback" not in errors and "interrupted" in errors
+    assert not os.listdir(tmp_path / "results")
+
 def test_a_half_prepared_subject_is_never_there(tmp_path):
     """Killed at random moments, and prepared again; the folder is absent or whole."""
     rng, draw, raw = np.random.default_rng(0), random.Random(time.time_ns()), tmp_path / "raw"
