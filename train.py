@@ -95,6 +95,7 @@ def encode_all(autoencoder, subject, normaliser, device, block=128):
                       for s in tqdm(spans, desc="encoding", unit="block", disable=len(spans) < 50)])
 
 def learning_rate(a, step):
+    """Linear warm-up, then half a cosine down to 0; with --warmup 0 the rate is constant, as in the paper."""
     cosine = 0.5 * (1 + math.cos(math.pi * step / a.steps))
     return a.lr * min((step + 1) / a.warmup, cosine) if a.warmup else a.lr
 
@@ -108,6 +109,7 @@ def main(argv=None):
     machine.part()
 
 def train(a, device, signals):
+    """From the flags `a` to OUT/ckpt.pt. signals: a machine.Signals, which the loop asks after every step."""
     last_path, best_path, log_path = (os.path.join(a.out, name) for name in ("last.pt", "ckpt.pt", "log.jsonl"))
     rank, world = machine.RANK, machine.WORLD  # torchrun's processes: all compute, the first prints and writes
     resumed = files.load_state(last_path, best_path) if a.resume else None
