@@ -55,7 +55,7 @@ def spectra(subject, normaliser, path, bins, highest, block=100):
     found = np.lib.format.open_memmap(path, "w+", np.float32, (T, C, bins))
     for i in tqdm(range(0, T, block), desc="spectra", unit="block"):
         s = torch.from_numpy(normaliser.eeg(subject.eeg[i: i + block]))             # [t,C,W]
-        found[i: i + block] = torch.hypot((s - s.mean(-1, keepdim=True)) @ cos, s @ sin)
+        found[i: i + block] = torch.hypot((s - s.mean(-1, keepdim=True)) @ cos, s @ sin).numpy()
     return found
 
 def standardised(features, segments):
