@@ -1,12 +1,13 @@
-"""Are the points that `sample.py --upsample 2` puts between two frames right? On the synthetic subject, where the BOLD half
-a TR after each frame is known, without the scanner's noise.
+"""Are the points that `sample.py --upsample 2` puts between two frames right? On the synthetic
+subject, where the BOLD half a TR after each frame is known, without the scanner's noise.
 
     python benchmarks/between.py                       from EEG alone
     python benchmarks/between.py --interrecon --gap 9  (flags are sample.py's)
 
-Rivals: cubic interpolation (through the four nearest frames) of the model's own frames one TR apart, as
-`sample.py` gives them without --upsample, and of the anchors.
+Rivals: cubic interpolation (through the four nearest frames) of the model's own frames one TR
+apart, as `sample.py` gives them without --upsample, and of the anchors.
 """
+
 import json
 import os
 import sys
@@ -22,16 +23,46 @@ from tools.errors import fail, script  # noqa: E402
 
 
 def cubic(seen, times):
-    """Weights [len(times), len(seen)] of the cubic through the four nearest `seen`; held constant beyond them."""
+    """Weights [len(times), len(seen)] of the cubic through the four nearest `seen`; held constant
+    beyond them."""
     if len(seen) < 4:
         fail(f"{len(seen)} anchors a run: expected four or more for a cubic")
-    times, weight = np.clip(times, seen[0], seen[-1]), np.zeros((len(times), len(seen)))
+    times = np.clip(times, seen[0], seen[-1])
+    weight = np.zeros((len(times), len(seen)))
     first = np.clip(np.searchsorted(seen, times, side="right") - 2, 0, len(seen) - 4)
     for i in range(4):
-        others = [j for j in range(4) if j != i]
-        weight[np.arange(len(times)), first + i] = np.prod(
-            [(times - seen[first + j]) / (seen[first + i] - seen[first + j]) for j in others], 0)
+        here = seen[first + i]
+        others = [seen[first + j] for j in range(4) if j != i]
+        lagrange = np.prod([(times - there) / (here - there) for there in others], 0)
+        weight[np.arange(len(times)), first + i] = lagrange
     return weight
+
+
+def drawn(flags, mode):
+    """What sample.py makes with --upsample 1 and 2: {points a frame: recon}, truth, metrics."""
+    recon = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for points in (1, 2):
+            sampling.main([*flags, "--upsample", str(points), "--out", folder])
+            recon[points] = np.load(os.path.join(folder, mode, "recon.npy"))
+        truth = np.load(os.path.join(folder, mode, "truth.npy"))
+        with open(os.path.join(folder, mode, "metrics.json")) as f:
+            metrics = json.load(f)
+    return recon, truth, metrics
+
+
+def interpolated(frames, segments, seen):
+    """Frames [T,V] of the segments -> the cubic half a TR after each [T,V], through those where
+    `seen` bool [T] of each segment's own time."""
+    found = np.zeros_like(frames)
+    first = 0
+    for low, high in segments:
+        rows = slice(first, first + high - low)
+        t = np.arange(high - low)
+        known = t[seen(t)]
+        found[rows] = cubic(known, t + 0.5) @ frames[rows][known]
+        first = rows.stop
+    return found
 
 
 @script
@@ -41,33 +72,28 @@ def main(argv=None):
         sys.exit(__doc__)
     a = sampling.parse(argv)
     ckpt, _, _, normaliser = sampling.load(a.ckpt, "cpu")
-    subject, mode = data.Subject(a.data or ckpt["subject"]), "interrecon" if a.interrecon else "direct"
+    subject = data.Subject(a.data or ckpt["subject"])
     if subject.between is None:
         fail(f"{subject.folder}: no between.npy; only the synthetic subject has one")
-    with tempfile.TemporaryDirectory() as folder:
-        recon = {}
-        for u in (1, 2):
-            sampling.main([*flags, "--upsample", str(u), "--out", folder])
-            recon[u] = np.load(os.path.join(folder, mode, "recon.npy"))
-        truth, metrics = np.load(os.path.join(folder, mode, "truth.npy")), json.load(open(os.path.join(folder, mode, "metrics.json")))
-    segments, K = subject.segments("test"), metrics["frames"]
+    recon, truth, metrics = drawn(flags, "interrecon" if a.interrecon else "direct")
+    segments = subject.segments("test")
+    K = metrics["frames"]
+    gap = metrics["gap"]
+
     guesses = {"NeuroFrames, --upsample 2": recon[2][1::2]}
-    guesses["cubic of its own frames"], anchors, last = np.zeros_like(truth), np.zeros_like(truth), []
-    first = 0
-    for low, high in segments:
-        T, rows = high - low, slice(first, first + high - low)
-        guesses["cubic of its own frames"][rows] = cubic(np.arange(T), np.arange(T) + 0.5) @ recon[1][rows]
-        if metrics["gap"] and not metrics["anchors"]:
-            seen = np.flatnonzero(np.arange(T) % K % metrics["gap"] == 0)
-            anchors[rows] = cubic(seen, np.arange(T) + 0.5) @ truth[rows][seen]
-            guesses["cubic of the anchors"] = anchors
-        first += T
-        last.append(first - 1)  # half a TR after the last frame nothing can be interpolated
-    t = np.delete(np.concatenate([np.arange(low, high) for low, high in segments]), last)
-    between = torch.from_numpy(normaliser.zscore(subject.between[t]))
+    guesses["cubic of its own frames"] = interpolated(recon[1], segments, lambda t: t >= 0)
+    if gap and not metrics["anchors"]:
+        anchors = interpolated(truth, segments, lambda t: t % K % gap == 0)
+        guesses["cubic of the anchors"] = anchors
+
+    # Half a TR after the last frame of a run nothing can be interpolated.
+    last = np.cumsum([high - low for low, high in segments]) - 1
+    t = np.concatenate([np.arange(low, high) for low, high in segments])
+    between = normaliser.zscore(subject.between[np.delete(t, last)])
     print(f"\n{'half a TR after each frame':28}{'MSE':>9}{'r':>8}")
     for name, guess in guesses.items():
-        mse, r, _ = sampling.frame_scores(torch.from_numpy(np.delete(guess, last, 0)), between).mean(0)
+        guess = torch.from_numpy(np.delete(guess, last, 0))
+        mse, r, _ = sampling.frame_scores(guess, torch.from_numpy(between)).mean(0)
         print(f"{name:28}{mse:9.4f}{r:8.4f}")
 
 

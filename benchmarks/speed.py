@@ -1,25 +1,30 @@
 """How long does each stage take at the paper's size, how much memory, and what limits it?
 
-    python benchmarks/speed.py                  27,000 frames x 91,282 grayordinates, 64 x 800 EEG samples a frame
+    python benchmarks/speed.py                  27,000 frames x 91,282 grayordinates
     python benchmarks/speed.py --scale 0.1      a tenth of the frames
 
-Makes such a subject in OUT (8 GB, random but correlated, float16), runs data.py, train.py and sample.py on it, and prints
-Markdown tables. Each stage stands beside what this machine can do, measured just before it: a stage that is arithmetic is
-compared with the rate of one large matrix product, in the stage's own precision, a stage that moves bytes with the rate of
-copying. Ratios, unlike seconds, hold on other machines.
+Makes such a subject in OUT (8 GB, random but correlated, float16; 64 x 800 EEG samples a frame),
+runs data.py, train.py and sample.py on it, and prints Markdown tables. Each stage stands beside
+what this machine can do, measured just before it: a stage that is arithmetic is compared with the
+rate of one large matrix product, in the stage's own precision, a stage that moves bytes with the
+rate of copying. Ratios, unlike seconds, hold on other machines.
 
-    GFLOP     multiply-adds x 2 of matrix products and convolutions, as torch.utils.flop_counter counts them
-    of rate   GFLOP / seconds, over that of a product of two 4096 x 4096 matrices (on a GPU 8192) in float32, and in bfloat16
-              where training is in that
-    peak      the most memory that the process had in the stage, mapped files included (Linux only), or on a GPU, there
+    GFLOP     multiply-adds x 2 of matrix products and convolutions, as torch.utils.flop_counter
+              counts them
+    of rate   GFLOP / seconds, over that of a product of two 4096 x 4096 matrices (on a GPU 8192) in
+              float32, and in bfloat16 where training is in that
+    peak      the most memory that the process had in the stage, mapped files included (Linux only),
+              or on a GPU, there
 
-`naive` and `diffusers` (pip install diffusers) are the rivals in sampling: the same blocks, called as in training, and the
-blocks and the DDIMScheduler of that library, of the same width, depth and tokens; each once with PyTorch's default matrix
-products and once with sample.py's.
+`naive` and `diffusers` (pip install diffusers) are the rivals in sampling: the same blocks, called
+as in training, and the blocks and the DDIMScheduler of that library, of the same width, depth and
+tokens; each once with PyTorch's default matrix products and once with sample.py's.
 """
+
 import argparse
 import contextlib
 import datetime
+import functools
 import json
 import multiprocessing
 import os
@@ -35,15 +40,25 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 import data  # noqa: E402
-from tools import files, machine  # noqa: E402
-from tools.errors import fail, script  # noqa: E402
 import sample as sampling  # noqa: E402
 import train  # noqa: E402
-from neuroframes import LinearAutoencoder, NeuroFrames, NoiseSchedule, sample  # noqa: E402
+from beyond import drawing  # noqa: E402
+from beyond.computed_once import once  # noqa: E402
+from beyond.joint import JointAutoencoder  # noqa: E402
+from beyond.whole_runs import Windows  # noqa: E402
+from neuroframes import LinearAutoencoder, NeuroFrames, denoise  # noqa: E402
+from tools import checkpoints, large  # noqa: E402
+from tools.device import fast_products, has_bfloat16, pick_device  # noqa: E402
+from tools.errors import fail, script  # noqa: E402
+from tools.processes import in_batches  # noqa: E402
+from tools.run import Run  # noqa: E402
 
 RUN, C, W, TR, FS = 1350, 64, 800, 0.8, 1000  # CineBrain's: 20 runs of 18 minutes
+NETWORK = {name: train.SIZES["paper"][name] for name in ("latent_dim", "eeg_dim", "width", "depth")}
+NETWORK["heads"] = 8
 
 # ---- What the machine can do -----------------------------------------------------------
+
 
 def seconds(f, device, repeats=3):
     """The least time of f(), after one call that is not counted."""
@@ -56,9 +71,11 @@ def seconds(f, device, repeats=3):
         times.append(time.perf_counter() - began)
     return min(times[1:])
 
+
 def finished(device):
     if device.type != "cpu":
         getattr(torch, device.type).synchronize()
+
 
 def matmul_rate(device, dtype=torch.float32):
     """FLOP/s of one large product."""
@@ -66,11 +83,13 @@ def matmul_rate(device, dtype=torch.float32):
     a = torch.randn(n, n, device=device, dtype=dtype)
     return 2 * n**3 / seconds(lambda: a @ a, device)
 
+
 def copy_rate():
     """Bytes/s read and written by a copy in memory."""
     a = torch.ones(2**26)
     b = torch.empty_like(a)
     return 2 * 4 * a.numel() / seconds(lambda: b.copy_(a), torch.device("cpu"))
+
 
 def peak(device, reset=False):
     """GB, the most since the last reset; None where that is not known."""
@@ -83,8 +102,45 @@ def peak(device, reset=False):
             with open("/proc/self/clear_refs", "w") as f:
                 f.write("5")
         with open("/proc/self/status") as f:
-            return next(int(line.split()[1]) for line in f if line.startswith("VmHWM")) * 1024 / 1e9
+            line = next(line for line in f if line.startswith("VmHWM"))
+            return int(line.split()[1]) * 1024 / 1e9
     return None
+
+
+# ---- Meters ----------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def replaced(owner, name, f):
+    """owner.name is f, for a while."""
+    before = getattr(owner, name)
+    setattr(owner, name, f)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+class Clock:
+    """Adds up the seconds and GFLOP of all calls of a function."""
+
+    def __init__(self, device):
+        self.device, self.seconds, self.gflop = device, 0.0, 0.0
+
+    def around(self, f):
+        @functools.wraps(f)
+        def clocked(*args, **kw):
+            finished(self.device)
+            began = time.perf_counter()
+            with FlopCounterMode(display=False) as counter:
+                result = f(*args, **kw)
+            finished(self.device)
+            self.seconds += time.perf_counter() - began
+            self.gflop += counter.get_total_flops() / 1e9
+            return result
+
+        return clocked
+
 
 class Meter:
     """Stages of one process: {name: {seconds, gflop, peak, rate, ...}}."""
@@ -102,136 +158,230 @@ class Meter:
             yield
             finished(self.device)
         took = time.perf_counter() - began
-        self.found[name] = {"seconds": took, "gflop": counter.get_total_flops() / 1e9, "peak": peak(self.device), "gbyte": (bytes_moved or 0) / 1e9,
-                            "share": (bytes_moved or counter.get_total_flops()) / took / rate, "rate": rate / 1e9}
+        flop = counter.get_total_flops()
+        self.found[name] = {
+            "seconds": took,
+            "gflop": flop / 1e9,
+            "peak": peak(self.device),
+            "gbyte": (bytes_moved or 0) / 1e9,
+            "share": (bytes_moved or flop) / took / rate,
+            "rate": rate / 1e9,
+        }
 
-    def wrap(self, owner, name, stage, bytes_moved=None):
-        """Meter every call of owner.name."""
-        f = getattr(owner, name)
+    def around(self, f, stage, bytes_moved=None):
+        """f, every call of which is a stage."""
+
+        @functools.wraps(f)
         def metered(*args, **kw):
             with self.stage(stage, bytes_moved):
                 return f(*args, **kw)
-        setattr(owner, name, metered)
+
+        return metered
+
 
 # ---- The subject -----------------------------------------------------------------------
 
+
 def make_subject(folder, T, V):
-    """T frames in runs of 1,350: 300 components that follow an AR(1) process, on random maps, and noise; pieces of 250 frames."""
+    """T frames in runs of 1,350: 300 components that follow an AR(1) process, on random maps, and
+    noise; pieces of 250 frames."""
     g = torch.Generator().manual_seed(0)
     maps = torch.randn(300, V, generator=g) / torch.arange(1, 301)[:, None] ** 0.5
     os.makedirs(folder, exist_ok=True)
     shapes = {"fmri": (T, V), "eeg": (T, C, W)}
-    files = {name: open(os.path.join(folder, f"{name}.npy"), "wb") for name in shapes}
-    for name, shape in shapes.items():
-        np.lib.format.write_array_header_1_0(files[name], {"descr": "<f2", "fortran_order": False, "shape": shape})
-    state = torch.randn(300, generator=g)
-    for i in range(0, T, 250):
-        z = []
-        for _ in range(min(250, T - i)):
-            state = 0.9 * state + 0.19**0.5 * torch.randn(300, generator=g)
-            z.append(state)
-        x = torch.stack(z) @ maps
-        x = 10 + x + torch.empty_like(x).normal_(generator=g)
-        eeg = torch.randn(len(z), C, W, generator=g)
-        files["fmri"].write(x.half().numpy().data)
-        files["eeg"].write(eeg.half().numpy().data)
-    for file in files.values():
-        file.close()
+    with contextlib.ExitStack() as stack:
+        files = {}
+        for name, shape in shapes.items():
+            path = os.path.join(folder, f"{name}.npy")
+            files[name] = stack.enter_context(open(path, "wb"))
+            header = {"descr": "<f2", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(files[name], header)
+        state = torch.randn(300, generator=g)
+        for i in range(0, T, 250):
+            z = []
+            for _ in range(min(250, T - i)):
+                state = 0.9 * state + 0.19**0.5 * torch.randn(300, generator=g)
+                z.append(state)
+            x = torch.stack(z) @ maps
+            x = 10 + x + torch.empty_like(x).normal_(generator=g)
+            eeg = torch.randn(len(z), C, W, generator=g)
+            files["fmri"].write(x.half().numpy().data)
+            files["eeg"].write(eeg.half().numpy().data)
+
     runs = [[i, min(i + RUN, T)] for i in range(0, T, RUN)]
+    meta = {
+        "tr": TR,
+        "fs": FS,
+        "delay": 0.0,
+        "source": "benchmarks/speed.py",
+        "runs": runs,
+        "first_volume": [0] * len(runs),
+        "checksums": {"fmri": f"{T} x {V}", "eeg": ""},
+    }
     with open(os.path.join(folder, "subject.json"), "w") as f:
-        json.dump({"tr": TR, "fs": FS, "delay": 0.0, "source": "benchmarks/speed.py", "runs": runs, "first_volume": [0] * len(runs),
-                   "checksums": {"fmri": f"{T} x {V}", "eeg": ""}}, f)
+        json.dump(meta, f)
+
 
 # ---- The stages, each function in a process of its own ---------------------------------
 
+
 def prepare(a, meter):
     """data.py on one run of .npy files."""
-    raw, T = os.path.join(a.out, "raw"), min(RUN, a.T)
+    raw = os.path.join(a.out, "raw")
+    T = min(RUN, a.T)
     os.makedirs(raw, exist_ok=True)
     rng = np.random.default_rng(0)
     np.save(os.path.join(raw, "bold.npy"), rng.standard_normal((T + 5, a.V), dtype=np.float32))
     np.save(os.path.join(raw, "eeg.npy"), rng.standard_normal((C, (T + 5) * W), dtype=np.float32))
+    flags = ["--bold", f"{raw}/bold.npy", "--eeg", f"{raw}/eeg.npy", "--tr", str(TR)]
     with meter.stage(f"prepare one run ({T:,} frames)", bytes_moved=2 * 4 * T * (a.V + C * W)):
-        data.main(["--bold", f"{raw}/bold.npy", "--eeg", f"{raw}/eeg.npy", "--tr", str(TR), "--out", f"{raw}/subject"])
+        data.main([*flags, "--out", f"{raw}/subject"])
     shutil.rmtree(raw)
 
-def training(a, meter):
-    """train.py as it is, with the paper's settings, but for the number of steps and for what is saved."""
-    n = sum(high - low for low, high in data.Subject(a.subject).segments("train", validation=False))
-    measure = data.Normaliser.measure
-    meter.wrap(data.Normaliser, "measure", "statistics", bytes_moved=2 * n * (a.V + C * W))
-    meter.wrap(LinearAutoencoder, "fit", "fit of the autoencoder")
-    meter.wrap(train, "encode_all", "encoding of all frames")
-    save = files.save
-    steps(a, meter, "training step", 24, save=lambda path, state: state["step"] == 24 and save(path, state))
-    once = measure(data.Subject(a.subject), [(0, 256)])
-    data.Normaliser.measure = lambda *_: once  # not the point here
-    steps(a, meter, "training step, --autoencoder joint", 8, "--autoencoder", "joint", save=lambda path, state: None)
 
-def steps(a, meter, name, count, *flags, save):
-    """Time train.py's steps from its own calls: draw_windows begins one, add_noise (joint: reconstruction_loss) ends its loading, update ends it."""
-    begin, loaded, ended, counter = [], [], [], FlopCounterMode(display=False)
-    draw_windows, add_noise, tqdm, joint = data.draw_windows, NoiseSchedule.add_noise, train.tqdm, LinearAutoencoder.reconstruction_loss
-    def drawn(*args):
-        if len(begin) == 1:  # the second step is counted, and not timed; the first warms up
-            counter.__enter__()
-        if not begin:
-            peak(meter.device, reset=True)
-        begin.append(time.perf_counter())
-        return draw_windows(*args)
-    def after_loading(f):
-        def called(*args, **kw):
-            if len(loaded) < len(begin):
-                loaded.append(time.perf_counter())
-            return f(*args, **kw)
-        return called
-    class Bar(tqdm):
-        def update(self, n=1):
-            if self.unit == "step":
-                finished(meter.device)
-                ended.append(time.perf_counter())
-                if len(ended) == 2:
-                    counter.__exit__(None, None, None)
-            return super().update(n)
-    data.draw_windows, NoiseSchedule.add_noise, train.tqdm, files.save = drawn, after_loading(add_noise), Bar, save
-    LinearAutoencoder.reconstruction_loss = after_loading(joint)
-    dtype = torch.bfloat16 if machine.has_bfloat16(meter.device) else torch.float32
+def training(a, meter):
+    """train.py as it is, with the paper's settings, but for the number of steps and for what is
+    saved."""
+    subject = data.Subject(a.subject)
+    n = sum(high - low for low, high in subject.segments("train", validation=False))
+    measure = data.Normaliser.measure
+    save = checkpoints.save
+
+    def save_last(path, state):
+        if state["step"] == 24:
+            save(path, state)
+
+    statistics = meter.around(measure, "statistics", bytes_moved=2 * n * (a.V + C * W))
+    fit = meter.around(large.fit, "fit of the autoencoder")
+    encode_all = meter.around(train.encode_all, "encoding of all frames")
+    with (
+        replaced(data.Normaliser, "measure", statistics),
+        replaced(large, "fit", fit),
+        replaced(train, "encode_all", encode_all),
+        replaced(checkpoints, "save", save_last),
+    ):
+        steps(a, meter, "training step", 24, "out")
+
+    known = measure(subject, [(0, 256)])  # statistics are not the point here
+    with (
+        replaced(data.Normaliser, "measure", lambda *_: known),
+        replaced(checkpoints, "save", lambda path, state: None),
+    ):
+        joint = "--autoencoder", "joint"
+        steps(a, meter, "training step, --autoencoder joint", 8, "joint", *joint)
+
+
+class StepClock:
+    """When each step of train.py began, and ended; the seconds for which it waited for data."""
+
+    def __init__(self, device):
+        self.device = device
+        self.began = []
+        self.ended = []
+        self.loading = []
+        self.spent = 0.0  # of what was loading, on the joint autoencoder's loss
+        self.counter = FlopCounterMode(display=False)
+
+    def around_draw(self, f):
+        def draw(*args):
+            if not self.began:
+                peak(self.device, reset=True)
+            if (
+                len(self.began) == 1
+            ):  # the second step is counted, and not timed; the first warms up
+                self.counter.__enter__()
+            self.spent = 0.0
+            self.began.append(time.perf_counter())
+            batch = f(*args)
+            self.loading.append(time.perf_counter() - self.began[-1] - self.spent)
+            return batch
+
+        return draw
+
+    def around_loss(self, f):
+        def loss(*args):
+            began = time.perf_counter()
+            found = f(*args)
+            self.spent += time.perf_counter() - began
+            return found
+
+        return loss
+
+    def around_finish(self, f):
+        def finish_step(*args):
+            f(*args)
+            finished(self.device)
+            self.ended.append(time.perf_counter())
+            if len(self.ended) == 2:
+                self.counter.__exit__(None, None, None)
+
+        return finish_step
+
+
+def steps(a, meter, name, count, out, *flags):
+    """Time train.py's steps from its own calls: Batches.draw begins one and loads what it needs,
+    Run.finish_step ends it."""
+    clock = StepClock(meter.device)
+    dtype = torch.bfloat16 if has_bfloat16(meter.device) else torch.float32
+    sizes = {**train.SIZES["paper"], "heads": NETWORK["heads"], "steps": count}
+    given = ["--data", a.subject, "--out", os.path.join(a.out, out), "--preset", "paper"]
+    given += ["--no-validation", "--device", str(meter.device), *flags]
+    for size, value in sizes.items():  # however few frames there are
+        given += [f"--{size.replace('_', '-')}", str(value)]
     before = matmul_rate(meter.device, dtype)
-    train.main(["--data", a.subject, "--out", os.path.join(a.out, "joint" if "joint" in flags else "out"), "--steps", str(count), "--no-validation", "--device",
-                str(meter.device), *flags])
-    data.draw_windows, NoiseSchedule.add_noise, train.tqdm, LinearAutoencoder.reconstruction_loss = draw_windows, add_noise, tqdm, joint
+    loss = clock.around_loss(JointAutoencoder.reconstruction_loss)
+    with (
+        replaced(train.Batches, "draw", clock.around_draw(train.Batches.draw)),
+        replaced(JointAutoencoder, "reconstruction_loss", loss),
+        replaced(Run, "finish_step", clock.around_finish(Run.finish_step)),
+    ):
+        train.main(given)
     most = peak(meter.device)
-    took = np.median([e - b for b, e in zip(begin, ended)][2:])
-    rate, flop = (before + matmul_rate(meter.device, dtype)) / 2, counter.get_total_flops()
-    meter.found[name] = {"seconds": took, "gflop": flop / 1e9, "peak": most, "share": flop / took / rate, "rate": rate / 1e9,
-                         "loader": float(np.median([b - a for a, b in zip(begin, loaded)][2:]) / took)}
+    rate = (before + matmul_rate(meter.device, dtype)) / 2
+    flop = clock.counter.get_total_flops()
+    took = np.median([end - begin for begin, end in zip(clock.began, clock.ended)][2:])
+    meter.found[name] = {
+        "seconds": took,
+        "gflop": flop / 1e9,
+        "peak": most,
+        "share": flop / took / rate,
+        "rate": rate / 1e9,
+        "loader": float(np.median(clock.loading[2:]) / took),
+    }
+
 
 def reconstruction(a, meter):
     """sample.py as it is, but for one diffusion step in place of 50."""
-    parts = {"encode_eeg": [0.0, 0.0], "sample": [0.0, 0.0]}  # seconds, GFLOP
-    def clock(name):
-        f, part = getattr(sampling, name), parts[name]
-        def clocked(*args, **kw):
-            finished(meter.device)
-            began = time.perf_counter()
-            with FlopCounterMode(display=False) as counter:
-                result = f(*args, **kw)
-            finished(meter.device)
-            part[0] += time.perf_counter() - began
-            part[1] += counter.get_total_flops() / 1e9
-            return result
-        setattr(sampling, name, clocked)
-    clock("encode_eeg"), clock("sample")
-    with meter.stage("whole"):
-        sampling.main(["--ckpt", os.path.join(a.out, "out", "ckpt.pt"), "--steps", "1", "--device", str(meter.device)])
-    whole, (eeg, drawn) = meter.found.pop("whole"), parts.values()
-    rest = [whole["seconds"] - eeg[0] - drawn[0], whole["gflop"] - eeg[1] - drawn[1]]
-    for name, (took, gflop) in {"EEG of the test runs": eeg, "one diffusion step: 8 samples, and 8 with shuffled EEG": drawn,
-                                "loading, decoding, scores, writing": rest}.items():
-        meter.found[f"sample.py: {name}"] = {"seconds": took, "gflop": gflop, "peak": whole["peak"], "rate": whole["rate"],
-                                             "share": gflop / took / whole["rate"]}
+    eeg = Clock(meter.device)
+    drawn = Clock(meter.device)
+    ckpt = os.path.join(a.out, "out", "ckpt.pt")
+    with (
+        replaced(sampling.Study, "encode_eeg", eeg.around(sampling.Study.encode_eeg)),
+        replaced(drawing, "denoise", drawn.around(drawing.denoise)),
+        meter.stage("whole"),
+    ):
+        sampling.main(["--ckpt", ckpt, "--steps", "1", "--device", str(meter.device)])
+    whole = meter.found.pop("whole")
+    rest = Clock(meter.device)
+    rest.seconds = whole["seconds"] - eeg.seconds - drawn.seconds
+    rest.gflop = whole["gflop"] - eeg.gflop - drawn.gflop
+    parts = {
+        "EEG of the test runs": eeg,
+        "one diffusion step: 8 samples, and 8 with shuffled EEG": drawn,
+        "loading, decoding, scores, writing": rest,
+    }
+    for name, part in parts.items():
+        meter.found[f"sample.py: {name}"] = {
+            "seconds": part.seconds,
+            "gflop": part.gflop,
+            "peak": whole["peak"],
+            "rate": whole["rate"],
+            "share": part.gflop / part.seconds / whole["rate"],
+        }
+
 
 # ---- Sampling, three ways --------------------------------------------------------------
+
 
 class DiffusersDenoiser(nn.Module):
     """The DiT of diffusers' own blocks: adaLN-zero, self-attention, cross-attention, MLP."""
@@ -239,117 +389,187 @@ class DiffusersDenoiser(nn.Module):
     def __init__(self, latent_dim, eeg_dim, width, depth, heads):
         super().__init__()
         from diffusers.models.attention import BasicTransformerBlock
-        self.embed_z, self.embed_h = nn.Linear(latent_dim, width), nn.Linear(eeg_dim, width)
-        self.blocks = nn.ModuleList([BasicTransformerBlock(
-            width, heads, width // heads, cross_attention_dim=width, activation_fn="gelu", num_embeds_ada_norm=1000,
-            attention_bias=True, norm_type="ada_norm_zero", norm_elementwise_affine=False) for _ in range(depth)])
-        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, latent_dim)
+
+        self.embed_z = nn.Linear(latent_dim, width)
+        self.embed_h = nn.Linear(eeg_dim, width)
+        self.blocks = nn.ModuleList()
+        for _ in range(depth):
+            block = BasicTransformerBlock(
+                width,
+                heads,
+                width // heads,
+                cross_attention_dim=width,
+                activation_fn="gelu",
+                num_embeds_ada_norm=1000,
+                attention_bias=True,
+                norm_type="ada_norm_zero",
+                norm_elementwise_affine=False,
+            )
+            self.blocks.append(block)
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, latent_dim)
 
     def forward(self, z_n, n, h):
-        u, h, label = self.embed_z(z_n), self.embed_h(h), torch.zeros_like(n)                  # [B,K,w], [B,L,w], [B]
+        u = self.embed_z(z_n)  # [B,K,width]
+        h = self.embed_h(h)  # [B,L,width]
+        label = torch.zeros_like(n)  # [B]
         for block in self.blocks:
-            u = block(u, encoder_hidden_states=h, timestep=n, class_labels=label)              # [B,K,w]
-        return self.head(self.norm(u))                                                         # [B,K,d]
+            u = block(u, encoder_hidden_states=h, timestep=n, class_labels=label)  # [B,K,width]
+        return self.head(self.norm(u))  # [B,K,d]
 
-def samplers(device, windows, samples, context, calls, K=10):
-    """{way: function that draws `samples` of `windows` windows in `calls` network calls} for the paper's network."""
-    paper = train.PRESETS["paper"]
-    d, e = paper["latent_dim"], paper["eeg_dim"]
+
+def looking_trained(device):
+    """The paper's network, with weights where fresh ones are 0: those answer 0, whatever a sampler
+    gets wrong."""
     torch.manual_seed(0)
-    model = NeuroFrames(C, W, d, eeg_dim=e, width=paper["width"], depth=paper["depth"], heads=paper["heads"]).to(device).eval()
-    for block in [*model.dit.blocks, model.dit]:  # a fresh network answers 0, whatever the sampler gets wrong
+    model = NeuroFrames(C, W, **NETWORK).to(device).eval()
+    for block in [*model.dit.blocks, model.dit]:
         nn.init.normal_(block.modulation.weight, std=0.02)
     nn.init.normal_(model.dit.head.weight, std=0.02)
-    h, w = torch.randn(1, windows * K, 1, e, device=device), sampling.Windows(windows * K, K, 0)
-    times = (w.start[:, None] + torch.arange(-context, K + context)).clamp(0, windows * K - 1)  # [n,L]
-    tokens = h[0, :, 0][times.to(device)].repeat(samples, 1, 1)                                # [Sn,L,d_e]
-    positions = (times - w.start[:, None]).float().repeat(samples, 1).to(device)               # [Sn,L]
-    start = torch.randn(samples, windows * K, d, generator=torch.Generator().manual_seed(0)).to(device)
-    schedule, chunk = model.schedule, 16 * samples
+    return model
 
-    def draw(eps, z):
-        g = torch.Generator().manual_seed(0)
-        return sample(eps, tuple(z.shape), schedule, calls, generator=g, device=device)
-    def cached():
-        return draw(w.eps_model(model, h, context, samples, 16), start).view(samples * windows, K, d)
-    def naive():
-        def eps(z_n, n):
-            return torch.cat([model(*u[:3], eeg_positions=u[3]) for u in zip(*(v.split(chunk) for v in (z_n, n, tokens, positions)))])
-        return draw(eps, start.view(samples * windows, K, d))
-    def fast(way):
-        def f():
-            with machine.fast_products():
-                return way()
-        return f
-    ways = {"sample.py": fast(cached), "naive": naive, "naive, products as in sample.py": fast(naive)}
-    with contextlib.suppress(ImportError):
+
+class Samplers:
+    """Ways to draw `samples` of `windows` windows of K frames, side by side, in `calls` calls of
+    the paper's network. Each is a method that returns z [samples windows,K,d] of the same noise."""
+
+    def __init__(self, device, windows, samples, context, calls, K=10):
+        self.device, self.samples, self.context, self.calls = device, samples, context, calls
+        self.model = looking_trained(device)
+        self.together = 16 * samples  # windows that the network answers for at a time
+        T = windows * K
+        d = NETWORK["latent_dim"]
+        self.h = torch.randn(1, T, 1, NETWORK["eeg_dim"], device=device)
+        self.w = Windows([i * K for i in range(windows)], K, T)
+        tokens, times = self.w.eeg(self.h, context)
+        self.tokens = tokens[:, 0].repeat(samples, 1, 1)  # [samples windows,L,d_e]
+        self.times = times.repeat(samples, 1)  # [samples windows,L]
+        self.run_shape = samples, T, d
+        self.shape = samples * windows, K, d
+        self.diffusers = None
+        with contextlib.suppress(ImportError):
+            self.diffusers = DiffusersDenoiser(**NETWORK).to(device).eval()
+
+    def noise(self, shape):
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(shape, generator=generator).to(self.device)
+
+    def draw(self, eps_model, shape):
+        return denoise(eps_model, None, self.noise, shape, self.model.schedule, self.calls)
+
+    def ours(self):
+        """sample.py's: whole runs, and what can be computed once."""
+
+        def model_of(tokens, times):
+            return once(self.model, tokens[:, 0], times)
+
+        batches = functools.partial(in_batches, 16)
+        eps_model = self.w.eps_model(model_of, self.h, self.context, self.samples, batches)
+        return self.draw(eps_model, self.run_shape).view(self.shape)
+
+    def naive(self):
+        """The same blocks, called as in training."""
+
+        def eps_model(z_n, n):
+            batches = zip(*(u.split(self.together) for u in (z_n, n, self.tokens, self.times)))
+            return torch.cat([self.model(*batch) for batch in batches])
+
+        return self.draw(eps_model, self.shape)
+
+    def of_diffusers(self):
         from diffusers import DDIMScheduler
-        rival = DiffusersDenoiser(d, e, paper["width"], paper["depth"], paper["heads"]).to(device).eval()
-        def diffusers():
-            scheduler = DDIMScheduler(1000, 1e-4, 0.02, "linear", clip_sample=False)
-            scheduler.set_timesteps(calls)
-            z = start.view(samples * windows, K, d)
-            for n in scheduler.timesteps:
-                eps = torch.cat([rival(u, n.expand(len(u)).to(device), v) for u, v in zip(z.split(chunk), tokens.split(chunk))])
-                z = scheduler.step(eps, n, z).prev_sample
-            return z
-        ways |= {"diffusers": diffusers, "diffusers, products as in sample.py": fast(diffusers)}
-    return ways
+
+        scheduler = DDIMScheduler(1000, 1e-4, 0.02, "linear", clip_sample=False)
+        scheduler.set_timesteps(self.calls)
+        z = self.noise(self.shape)
+        for n in scheduler.timesteps:
+            eps = []
+            for u, h in zip(z.split(self.together), self.tokens.split(self.together)):
+                eps.append(self.diffusers(u, n.expand(len(u)).to(self.device), h))
+            z = scheduler.step(torch.cat(eps), n, z).prev_sample
+        return z
+
+
+def samplers(device, windows, samples, context, calls, K=10):
+    """{way: function that draws `samples` of `windows` windows in `calls` network calls} for the
+    paper's network."""
+    ways = Samplers(device, windows, samples, context, calls, K)
+    found = {
+        "sample.py": fast_products()(ways.ours),
+        "naive": ways.naive,
+        "naive, products as in sample.py": fast_products()(ways.naive),
+    }
+    if ways.diffusers is not None:
+        found["diffusers"] = ways.of_diffusers
+        found["diffusers, products as in sample.py"] = fast_products()(ways.of_diffusers)
+    return found
+
 
 @torch.no_grad()
 def rivals(a, meter):
     for context in (0, 6):
-        ways, found = samplers(meter.device, 8, 8, context, 5), {}
-        torch.testing.assert_close(ways["sample.py"](), ways["naive, products as in sample.py"](), atol=1e-3, rtol=1e-3)
+        ways = samplers(meter.device, 8, 8, context, 5)
+        same = [ways[way]() for way in ("sample.py", "naive, products as in sample.py")]
+        torch.testing.assert_close(*same, atol=1e-3, rtol=1e-3)
+        found = {}
         for _ in range(2):  # in turn, that a machine whose speed drifts is fair to all
             for way, f in ways.items():
                 found[way] = min(found.get(way, 1e9), seconds(f, meter.device, 1))
         for way, took in found.items():
-            meter.found[f"{way}, --context {context}"] = {"seconds": took, "ratio": took / found["sample.py"]}
+            ratio = took / found["sample.py"]
+            meter.found[f"{way}, --context {context}"] = {"seconds": took, "ratio": ratio}
+
+
+class Part:
+    """The first frames and vertices of a subject, in memory."""
+
+    def __init__(self, fmri):
+        self.fmri = fmri
+
 
 @torch.no_grad()
 def growth(a, meter):
     """Time at one, two and four times the size of each thing."""
-    subject, paper = data.Subject(a.subject), train.PRESETS["paper"]
+    subject = data.Subject(a.subject)
     n = min(2048, a.T)
-    normaliser = data.Normaliser.measure(subject, [(0, n)])
-    class Part:
-        fmri = subject.fmri[:n]
+    whole = data.Normaliser.measure(subject, [(0, n)])
+    fmri = subject.fmri[:n]
+
     def encode(frames, vertices):
-        part, z = Part(), data.Normaliser(normaliser.mean[:vertices], normaliser.std[:vertices], normaliser.eeg_scale)
-        part.fmri = Part.fmri[:frames, :vertices]
-        autoencoder = LinearAutoencoder(vertices, paper["latent_dim"]).to(meter.device)
-        return seconds(lambda: train.encode_all(autoencoder, part, z, meter.device), meter.device, 2)
+        part = Part(fmri[:frames, :vertices])
+        mean = whole.mean[:vertices]
+        normaliser = data.Normaliser(mean, whole.std[:vertices], whole.eeg_scale)
+        autoencoder = LinearAutoencoder(vertices, NETWORK["latent_dim"]).to(meter.device)
+        given = autoencoder, part, normaliser, meter.device
+        return seconds(lambda: train.encode_all(*given), meter.device, 2)
+
     def draw(windows, samples):
-        return seconds(samplers(meter.device, windows, samples, 0, 2)["sample.py"], meter.device, 2)
-    for name, times in {"frames (encoding)": [encode(n * i // 4, a.V) for i in (1, 2, 4)],
-                        "vertices (encoding)": [encode(n // 2, a.V * i // 4) for i in (1, 2, 4)],
-                        "windows (sampling)": [draw(16 * i, 4) for i in (1, 2, 4)],
-                        "samples (sampling)": [draw(16, 2 * i) for i in (1, 2, 4)]}.items():
-        meter.found[name] = {"seconds": times}
+        way = samplers(meter.device, windows, samples, 0, 2)["sample.py"]
+        return seconds(way, meter.device, 2)
+
+    times = {
+        "frames (encoding)": [encode(n * i // 4, a.V) for i in (1, 2, 4)],
+        "vertices (encoding)": [encode(n // 2, a.V * i // 4) for i in (1, 2, 4)],
+        "windows (sampling)": [draw(16 * i, 4) for i in (1, 2, 4)],
+        "samples (sampling)": [draw(16, 2 * i) for i in (1, 2, 4)],
+    }
+    meter.found |= {name: {"seconds": found} for name, found in times.items()}
+
 
 # ---- The run ---------------------------------------------------------------------------
 
+
 def child(stage, a, path):
-    meter = Meter(machine.pick_device(a.device))
+    meter = Meter(pick_device(a.device))
     stage(a, meter)
     with open(path, "w") as f:
         json.dump(meter.found, f)
 
-@script
-def main(argv=None):
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--scale", type=float, default=1.0, help="share of 27,000 frames (default: 1)")
-    p.add_argument("--vertices", type=int, default=91_282, help="default: 91,282")
-    p.add_argument("--out", default="out/speed", help="folder for the subject and the checkpoint (default: out/speed)")
-    p.add_argument("--device", help="cpu, cuda or mps (default: the best there is)")
-    a = p.parse_args(argv)
-    a.T, a.V, a.subject = max(2 * RUN, round(27_000 * a.scale)), a.vertices, os.path.join(a.out, "subject")
-    size = [a.T, a.V]
-    if not os.path.exists(os.path.join(a.subject, "subject.json")) or list(data.Subject(a.subject).fmri.shape) != size:
-        print(f"making {a.subject}: {a.T:,} frames x {a.V:,} vertices", flush=True)
-        make_subject(a.subject, a.T, a.V)
-    found, path = {}, os.path.join(a.out, "stage.json")
+
+def measured(a):
+    """{stage: what its process found}"""
+    found = {}
+    path = os.path.join(a.out, "stage.json")
     for stage in (prepare, training, reconstruction, rivals, growth):
         process = multiprocessing.get_context("spawn").Process(target=child, args=(stage, a, path))
         process.start()
@@ -358,28 +578,93 @@ def main(argv=None):
             fail(f"{stage.__name__} ended with status {process.exitcode}")
         with open(path) as f:
             found[stage.__name__] = json.load(f)
+    return found
 
-    device = machine.pick_device(a.device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} CPU cores, {torch.get_num_threads()} threads"
-    print(f"\n    python benchmarks/speed.py {' '.join(sys.argv[1:])}\n\n{name} ({platform.machine()}), Python {platform.python_version()}, "
-          f"torch {torch.__version__}, {datetime.date.today()}. {a.T:,} frames x {a.V:,} vertices, EEG {C} x {W}.\n")
-    print("| stage | seconds | peak, GB | GFLOP, or GB moved | measured rate | of rate |\n|---|---|---|---|---|---|")
-    for name, row in {**found["prepare"], **found["training"], **found["reconstruction"]}.items():
-        done, unit = (f"{row['gbyte']:.1f} GB", "GB/s") if row.get("gbyte") else (f"{row['gflop']:,.0f}", "GFLOP/s")
+
+def show_machine(a):
+    device = pick_device(a.device)
+    machine = f"{os.cpu_count()} CPU cores, {torch.get_num_threads()} threads"
+    if device.type == "cuda":
+        machine = torch.cuda.get_device_name(device)
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
+    size = f"{a.T:,} frames x {a.V:,} vertices, EEG {C} x {W}"
+    print(f"\n    python benchmarks/speed.py {' '.join(sys.argv[1:])}\n")
+    print(f"{machine} ({platform.machine()}), {versions}, {datetime.date.today()}. {size}.\n")
+
+
+def show_stages(rows):
+    print("| stage | seconds | peak, GB | GFLOP, or GB moved | measured rate | of rate |")
+    print("|---|---|---|---|---|---|")
+    for name, row in rows.items():
+        done, unit = f"{row['gflop']:,.0f}", "GFLOP/s"
+        if row.get("gbyte"):
+            done, unit = f"{row['gbyte']:.1f} GB", "GB/s"
         memory = "" if row["peak"] is None else f"{row['peak']:.1f}"
-        print(f"| {name} | {row['seconds']:.2f} | {memory} | {done} | {row['rate']:.0f} {unit} | {row['share']:.0%} |")
-    step, joint = (found["training"][f"training step{s}"] for s in ("", ", --autoencoder joint"))
-    fit = found["training"]["fit of the autoencoder"]
-    count = 200 * round(a.T * 0.75) // 320
-    print(f"\nA training step waits {step['loader']:.1%} of its time for data (joint: {joint['loader']:.1%}); joint takes "
-          f"{joint['seconds'] / step['seconds']:.2f} times as long.\nThe fit takes {1 / fit['share']:.2f} times as long as its matrix "
-          f"products at the measured rate.\n200 epochs are {count:,} steps: {count * step['seconds'] / 60:,.0f} minutes at this rate.\n")
+        took = f"{row['seconds']:.2f} | {memory} | {done}"
+        print(f"| {name} | {took} | {row['rate']:.0f} {unit} | {row['share']:.0%} |")
+
+
+def show_training(rows, T):
+    step = rows["training step"]
+    joint = rows["training step, --autoencoder joint"]
+    longer = joint["seconds"] / step["seconds"]
+    over = 1 / rows["fit of the autoencoder"]["share"]
+    count = 200 * round(T * 0.75) // 320
+    minutes = count * step["seconds"] / 60
+    print(
+        f"\nA training step waits {step['loader']:.1%} of its time for data (joint: "
+        f"{joint['loader']:.1%}); joint takes {longer:.2f} times as long.\n"
+        f"The fit takes {over:.2f} times as long as its matrix products at the measured rate.\n"
+        f"200 epochs are {count:,} steps: {minutes:,.0f} minutes at this rate.\n"
+    )
+
+
+def show_sampling(rows):
     print("| sampling: 8 windows x 8 samples x 5 calls | seconds | over sample.py |\n|---|---|---|")
-    for name, row in found["rivals"].items():
+    for name, row in rows.items():
         print(f"| {name} | {row['seconds']:.2f} | {row['ratio']:.2f} |")
+
+
+def show_growth(rows):
     print("\n| seconds at 1, 2 and 4 times the number of | 1 | 2 | 4 |\n|---|---|---|---|")
-    for name, row in found["growth"].items():
+    for name, row in rows.items():
         print(f"| {name} | " + " | ".join(f"{t:.2f}" for t in row["seconds"]) + " |")
+
+
+def parse(argv):
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = p.add_argument
+    add("--scale", type=float, default=1.0, help="share of 27,000 frames (default: 1)")
+    add("--vertices", type=int, default=91_282, help="default: 91,282")
+    add(
+        "--out",
+        default="out/speed",
+        help="folder for the subject and the checkpoint (default: out/speed)",
+    )
+    add("--device", help="cpu, cuda or mps (default: the best there is)")
+    a = p.parse_args(argv)
+    a.T = max(2 * RUN, round(27_000 * a.scale))
+    a.V = a.vertices
+    a.subject = os.path.join(a.out, "subject")
+    return a
+
+
+@script
+def main(argv=None):
+    a = parse(argv)
+    there = os.path.exists(os.path.join(a.subject, "subject.json"))
+    if not there or data.Subject(a.subject).fmri.shape != (a.T, a.V):
+        print(f"making {a.subject}: {a.T:,} frames x {a.V:,} vertices", flush=True)
+        make_subject(a.subject, a.T, a.V)
+    found = measured(a)
+    show_machine(a)
+    show_stages({**found["prepare"], **found["training"], **found["reconstruction"]})
+    show_training(found["training"], a.T)
+    show_sampling(found["rivals"])
+    show_growth(found["growth"])
+
 
 if __name__ == "__main__":
     main()

@@ -1,1 +1,1 @@
-"""What the scripts need beside the method: errors, files, the machine, pictures. A reader of the method may skip it."""
+"""What the scripts need beside the method: errors, files, the machine. Readers may skip it."""

@@ -1,5 +1,7 @@
 """Real signals, sent to real processes: nothing whole is lost, nothing half is taken for whole, and what goes on is the same."""
+
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -10,111 +12,168 @@ import time
 import numpy as np
 import pytest
 import torch
+from conftest import HERE, SMALL
 
 import data
 import train
-from tools import files
+from tools import checkpoints
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals are sent as on Linux and macOS")
-HERE = os.path.dirname(os.path.abspath(train.__file__))
-SMALL = ["--preset", "tiny", "--width", "16", "--heads", "2", "--depth", "1", "--eeg-dim", "8", "--eeg-filters", "4", "--eeg-bands",
-         "4", "--latent-dim", "6", "--batch-size", "4", "--frames", "6", "--context", "2", "--warmup", "2", "--device", "cpu"]
 KILLS = 20
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    folder = str(tmp_path_factory.mktemp("interrupted") / "subject")
-    return data.synthetic(folder, runs=5, frames=60, channels=4, fs=50, side=8, sources=4, background=3)
 
 def start(script, *flags):
-    return subprocess.Popen([sys.executable, os.path.join(HERE, script), *map(str, flags)], stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return subprocess.Popen(
+        [sys.executable, os.path.join(HERE, script), *map(str, flags)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
 
 def until(condition, process, seconds=120):
     """Wait until a condition holds, while the process runs."""
     end = time.time() + seconds
-    while not condition() and process.poll() is None and time.time() < end:
+    alive = getattr(process, "is_alive", None) or (lambda: process.poll() is None)
+    while not condition() and alive() and time.time() < end:
         time.sleep(0.005)
     return condition()
 
+
 def steps(folder):
     """Those of the checkpoints in a folder, which must be whole."""
-    return {name: torch.load(folder / name, weights_only=True)["step"] for name in ("last.pt", "ckpt.pt") if (folder / name).exists()}
+    return {
+        name: torch.load(folder / name, weights_only=True)["step"]
+        for name in ("last.pt", "ckpt.pt")
+        if (folder / name).exists()
+    }
+
 
 def log(folder):
     return [{**json.loads(line), "seconds": 0} for line in open(folder / "log.jsonl")]
 
+
 def contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
 
 def same(a, b):
     """Equality of nested checkpoints, to the last bit."""
     if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a if k not in ("out", "resume"))
-    return len(a) == len(b) and all(map(same, a, b)) if isinstance(a, (list, tuple)) else bool((torch.as_tensor(a) == b).all()) if (
-        torch.is_tensor(a)) else a == b
+        return a.keys() == b.keys() and all(
+            same(a[k], b[k]) for k in a if k not in ("out", "resume")
+        )
+    return (
+        len(a) == len(b) and all(map(same, a, b))
+        if isinstance(a, (list, tuple))
+        else bool((torch.as_tensor(a) == b).all())
+        if (torch.is_tensor(a))
+        else a == b
+    )
 
-@pytest.mark.parametrize("flags", [[], ["--autoencoder", "joint", "--predict", "eps", "--eeg-encoder", "conv"]])
+
+@pytest.mark.parametrize(
+    "flags", [[], ["--autoencoder", "joint", "--predict", "eps", "--eeg-encoder", "conv"]]
+)
 def test_resume_is_bit_exact(tiny, tmp_path, monkeypatch, flags):
     flags = ["--data", tiny, "--steps", "8", *SMALL, *flags]
     train.main([*flags, "--out", str(tmp_path / "whole")])
-    save, saved = files.save, []
+    save, saved = checkpoints.save, []
+
     def save_and_die(path, state):
         save(path, state)
         saved.append(path)
         if sum(p.endswith("last.pt") for p in saved) == 3:
             raise KeyboardInterrupt
-    monkeypatch.setattr(files, "save", save_and_die)
+
+    monkeypatch.setattr(checkpoints, "save", save_and_die)
     with pytest.raises(SystemExit):
         train.main([*flags, "--out", str(tmp_path / "parts")])
-    monkeypatch.setattr(files, "save", save)
+    monkeypatch.setattr(checkpoints, "save", save)
     assert torch.load(tmp_path / "parts/last.pt", weights_only=True)["step"] == 3
     train.main(["--out", str(tmp_path / "parts"), "--resume", "--device", "cpu"])
     for name in ("last.pt", "ckpt.pt"):
-        assert same(*(torch.load(tmp_path / run / name, weights_only=True) for run in ("whole", "parts"))), name
-    logs = [[{**json.loads(line), "seconds": 0} for line in open(tmp_path / run / "log.jsonl")] for run in ("whole", "parts")]
+        assert same(
+            *(torch.load(tmp_path / run / name, weights_only=True) for run in ("whole", "parts"))
+        ), name
+    logs = [
+        [{**json.loads(line), "seconds": 0} for line in open(tmp_path / run / "log.jsonl")]
+        for run in ("whole", "parts")
+    ]
     assert logs[0] == logs[1] and len(logs[0]) == 8 and logs[0][-1]["val_loss"] is not None
 
-def test_twenty_kills_at_random_moments(tiny, tmp_path):
-    flags, draw = ["--data", tiny, *SMALL, "--steps", 5000], random.Random(time.time_ns())
-    whole, out, kills, reached = start("train.py", *flags, "--out", tmp_path / "whole"), tmp_path / "killed", 0, 0
-    while kills < KILLS:
-        saved = lambda: os.stat(out / "last.pt").st_mtime_ns if (out / "last.pt").exists() else 0  # noqa: E731
+
+def forked(server, *flags):
+    """train.py in a process of its own, which need not import torch first."""
+    process = server.Process(target=train.main, args=([*map(str, flags)],))
+    process.start()
+    return process
+
+
+def test_twenty_kills_at_random_moments(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["train"])
+    flags, draw = ["--data", tiny, *SMALL, "--steps", 2000], random.Random(time.time_ns())
+    whole, out = forked(server, *flags, "--out", tmp_path / "whole"), tmp_path / "killed"
+    last, reached = out / "last.pt", 0
+
+    def saved():
+        return last.stat().st_mtime_ns if last.exists() else 0
+
+    for kill in range(KILLS):
         before = saved()
-        process = start("train.py", "--out", out, *(["--resume", "--device", "cpu"] if before else flags))
-        if kills % 2:  # any time of its life, or around a time at which it writes
-            time.sleep(draw.uniform(0, 4))
+        how = ["--resume", "--device", "cpu"] if before else flags
+        process = forked(server, "--out", out, *how)
+        if kill % 2:  # any time of its life, or around a time at which it writes
+            time.sleep(draw.uniform(0, 0.8))
         else:
-            assert until(lambda: saved() != before, process)
-            time.sleep(draw.uniform(0, 0.5))
+            assert until(lambda then=before: saved() != then, process)
+            time.sleep(draw.uniform(0, 0.15))
         process.kill()
-        _, told = process.communicate()
-        assert process.returncode == -signal.SIGKILL, told  # it was not done
-        kills += 1
+        process.join()
+        assert process.exitcode == -signal.SIGKILL  # it was not done
         found = steps(out)
         assert found.get("last.pt", 0) >= reached, "a checkpoint went back"
         reached = found.get("last.pt", 0)
-    last = start("train.py", "--out", out, "--resume", "--device", "cpu")
-    assert last.wait() == whole.wait() == 0
+    ended = forked(server, "--out", out, "--resume", "--device", "cpu")
+    ended.join()
+    whole.join()
+    assert ended.exitcode == whole.exitcode == 0
     for name in ("last.pt", "ckpt.pt"):
-        assert same(*(torch.load(tmp_path / run / name, weights_only=True) for run in ("whole", "killed"))), name
+        runs = [tmp_path / run / name for run in ("whole", "killed")]
+        assert same(*(torch.load(path, weights_only=True) for path in runs)), name
     assert log(out) == log(tmp_path / "whole") and len(log(out)) == 20
+
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_asked_to_stop_it_finishes_the_step_and_says_how_to_go_on(tiny, tmp_path, number):
-    flags = ["--data", tiny, *SMALL, "--steps", 1500]
-    whole, process = (start("train.py", *flags, "--out", tmp_path / out) for out in ("whole", "stopped"))
+    flags = ["--data", tiny, *SMALL, "--steps", 600]
+    whole, process = (
+        start("train.py", *flags, "--out", tmp_path / out) for out in ("whole", "stopped")
+    )
     assert until((tmp_path / "stopped/log.jsonl").exists, process)
     time.sleep(0.1)
     process.send_signal(number)
     told, errors = process.communicate()
     step = steps(tmp_path / "stopped")["last.pt"]
     assert process.returncode == 128 + number and "Traceback" not in errors
-    assert f"stopped at step {step} of 1500, saved; to go on: python train.py --out" in told and "--resume" in told
-    assert start("train.py", "--out", tmp_path / "stopped", "--resume", "--device", "cpu").wait() == whole.wait() == 0
+    assert (
+        f"stopped at step {step} of 600, saved; to go on: python train.py --out" in told
+        and "--resume" in told
+    )
+    assert (
+        start("train.py", "--out", tmp_path / "stopped", "--resume", "--device", "cpu").wait()
+        == whole.wait()
+        == 0
+    )
     for name in ("last.pt", "ckpt.pt"):
-        assert same(*(torch.load(tmp_path / run / name, weights_only=True) for run in ("whole", "stopped"))), name
+        assert same(
+            *(torch.load(tmp_path / run / name, weights_only=True) for run in ("whole", "stopped"))
+        ), name
     assert log(tmp_path / "stopped") == log(tmp_path / "whole")
+
 
 def test_stopped_before_the_first_step(tiny, tmp_path):
     process = start("train.py", "--data", tiny, *SMALL, "--out", tmp_path / "out")
@@ -123,15 +182,27 @@ def test_stopped_before_the_first_step(tiny, tmp_path):
     _, errors = process.communicate()
     assert process.returncode == 130 and "Traceback" not in errors
 
+
 def test_terminated_while_sampling_it_leaves_nothing(tiny, tmp_path):
     assert start("train.py", "--data", tiny, *SMALL, "--steps", 2, "--out", tmp_path).wait() == 0
-    process = start("sample.py", "--ckpt", tmp_path / "ckpt.pt", "--steps", 1000, "--out", tmp_path / "results", "--device", "cpu")
+    process = start(
+        "sample.py",
+        "--ckpt",
+        tmp_path / "ckpt.pt",
+        "--steps",
+        1000,
+        "--out",
+        tmp_path / "results",
+        "--device",
+        "cpu",
+    )
     assert until((tmp_path / "results/direct.partial").exists, process)
     time.sleep(0.5)
     process.terminate()
     _, errors = process.communicate()
     assert process.returncode == 143 and "Traceback" not in errors and "interrupted" in errors
     assert not os.listdir(tmp_path / "results")
+
 
 def test_a_half_prepared_subject_is_never_there(tmp_path):
     """Killed at random moments, and prepared again; the folder is absent or whole."""
@@ -158,6 +229,7 @@ def test_a_half_prepared_subject_is_never_there(tmp_path):
     x = np.load(raw / "2_bold.npy")
     assert np.array_equal(data.Subject(str(out)).fmri[-996:], x[4:])
 
+
 def test_a_second_run_keeps_the_first_result(tiny, tmp_path):
     """Of training, sampling and preparing; and two at a time cannot write into one folder."""
     out, flags = tmp_path / "out", ["--data", tiny, *SMALL, "--out", tmp_path / "out"]
@@ -171,7 +243,9 @@ def test_a_second_run_keeps_the_first_result(tiny, tmp_path):
     assert second.returncode == 2 and "another process is writing there" in told
     long.kill()
     long.wait()
-    assert contents(out / "earlier-1") == {out / "earlier-1" / path.name: content for path, content in trained.items()}
+    assert contents(out / "earlier-1") == {
+        out / "earlier-1" / path.name: content for path, content in trained.items()
+    }
     ckpt = ["--ckpt", out / "earlier-1/ckpt.pt", "--out", tmp_path, "--samples", 2]
     assert start("sample.py", *ckpt, "--steps", 2).wait() == 0
     first = contents(tmp_path / "direct")
@@ -183,5 +257,10 @@ def test_a_second_run_keeps_the_first_result(tiny, tmp_path):
     process = start("sample.py", *ckpt, "--steps", 3)
     told, _ = process.communicate()
     assert process.returncode == 0 and "it is kept in" in told and "direct-1" in told
-    assert contents(tmp_path / "direct-1") == {tmp_path / "direct-1" / path.name: content for path, content in first.items()}
-    assert json.load(open(tmp_path / "direct/metrics.json"))["steps"] == 3 and not (tmp_path / "direct.partial").exists()
+    assert contents(tmp_path / "direct-1") == {
+        tmp_path / "direct-1" / path.name: content for path, content in first.items()
+    }
+    assert (
+        json.load(open(tmp_path / "direct/metrics.json"))["steps"] == 3
+        and not (tmp_path / "direct.partial").exists()
+    )

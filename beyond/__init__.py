@@ -1,0 +1,67 @@
+"""Chapters: what the paper does not have, one idea a file, with its question and what it gains.
+
+    In training                                     In sampling
+    band_power      another EEG encoder             opposite_pairs       noise that cancels
+    velocity        another target                  weighted_projection  neighbours follow anchors
+    gaussian_prior  what smoothness alone tells     whole_runs           windows without seams
+    windows         EEG around them, any length     any_vertices         parts of frames observed
+    vertex_loss     errors where they show          between_frames       points between frames
+    joint           the autoencoder trained along   computed_once        the same, faster
+                                                    calibration          how sure?
+
+network.py and drawing.py put them together. The five scripts run without this folder, as the paper
+has it: train.py --preset paper, sample.py --paper.
+"""
+
+import argparse
+
+import neuroframes
+
+from . import (
+    any_vertices,
+    band_power,
+    between_frames,
+    calibration,
+    gaussian_prior,
+    joint,
+    network,
+    velocity,
+    vertex_loss,
+    weighted_projection,
+    whole_runs,
+    windows,
+)
+from .drawing import WholeRuns, spread
+
+# What --preset tiny takes of them: for the synthetic subject and sessions of minutes.
+TINY = {
+    "autoencoder": "pca",
+    "eeg_encoder": "bandpower",
+    "predict": "v",
+    "prior": "gaussian",
+    "loss": "latent",
+    "context": 6,
+    "vary": True,
+}
+__all__ = ["WholeRuns", "joint", "kinds", "network", "spread", "vertex_loss", "windows"]
+
+
+def add_training_flags(add):
+    """Flags of train.py; those without a default take it from its presets."""
+    for chapter in (band_power, velocity, gaussian_prior, vertex_loss, joint):
+        chapter.add_flags(add)
+    windows.add_flags(add, argparse.BooleanOptionalAction)
+
+
+def add_sampling_flags(add):
+    """Flags of sample.py."""
+    for chapter in (any_vertices, weighted_projection, whole_runs, between_frames, calibration):
+        chapter.add_flags(add)
+
+
+def kinds(ckpt):
+    """The classes of a checkpoint's model and autoencoder."""
+    chapters = {"encoder_settings", "predict", "prior"} & set(ckpt["config"])
+    model = network.Network if chapters else neuroframes.NeuroFrames
+    trained_along = "D" in ckpt["autoencoder"]
+    return model, joint.JointAutoencoder if trained_along else neuroframes.LinearAutoencoder

@@ -1,0 +1,110 @@
+"""What in the EEG tells of BOLD?
+
+BOLD follows the *power* of fields in the cortex (Goense and Logothetis 2008) and of EEG rhythms,
+alpha's with the sign reversed (Goldman et al. 2002). Convolutions must find out how to square. Here
+squaring is built in, and what is left to learn is where (filters over channels) and at which
+frequencies (bands).
+
+    power of filter s in band j of a window:  sum over f of w_sj(f) |sum over c of a_sc X_c(f)|^2
+
+with X_c(f) the window's Fourier transform in channel c: by Parseval, to filter, square and average
+is to sum |X(f)|^2 with weights. Handed on are its logarithm, which tames the long tail of power,
+and beside it the power itself, for the logarithm flattens bursts, which BOLD follows. (Plain power
+overfits where data are few: `plain=False`.)
+
+Seam    encoder(eeg): [B,K,C,W] -> [B,K,d_e]
+Source  ours; learned filter banks on log power: Schirrmeister et al. 2017 (shallow ConvNet)
+Gain    GAIN
+"""
+
+import math
+
+import torch
+from torch import nn
+
+
+class BandPowerEncoder(nn.Module):
+    """A learned filter bank that ends in power; shapes of neuroframes.EEGEncoder.
+
+    cycles   the highest frequency, in cycles a window (a frame's time)
+    filters  spatial filters; bands: frequency bands of each
+    span     windows over which spectra are taken: in 0.8 s alone, rhythms 1 Hz apart blur
+    """
+
+    def __init__(
+        self,
+        channels,
+        samples,
+        dim,
+        cycles=60,
+        filters=64,
+        bands=40,
+        span=3,
+        dropout=0.5,
+        plain=True,
+    ):
+        super().__init__()
+        self.span, self.plain = span, plain
+        self.bins = span * min(cycles, samples // 2)  # of the spectrum, without bin 0
+        # Untapered, a window leaks the strong slow rhythms into all faster bins.
+        taper = torch.hann_window(span * samples) / math.sqrt(span * samples)
+        self.register_buffer("taper", taper, persistent=False)
+        self.spatial = nn.Parameter(torch.randn(filters, channels) / math.sqrt(channels))
+        # Bands start as bumps, evenly spaced; a softmax over frequency keeps them positive.
+        centre = torch.linspace(0, self.bins, bands + 2)[1:-1, None]  # [bands,1]
+        f = torch.arange(1, self.bins + 1)
+        bump = -0.5 * ((f - centre) / (self.bins / bands)) ** 2  # [bands,bins]
+        self.band_logits = nn.Parameter(bump.repeat(filters, 1, 1))  # [filters,bands,bins]
+        features = (1 + plain) * filters * bands
+        self.norm = nn.BatchNorm1d(features)
+        self.dropout = nn.Dropout(dropout)
+        self.out = nn.Linear(features, dim)
+
+    def forward(self, eeg):
+        B, K, C, W = eeg.shape
+        with torch.autocast(eeg.device.type, enabled=False):  # logs of tiny powers need float32
+            side = self.span // 2  # beyond the sequence its first and last windows are repeated
+            around = [eeg[:, :1]] * side + [eeg] + [eeg[:, -1:]] * side
+            u = torch.cat(around, 1).float()  # [B,K+2side,C,W]
+            u = u.transpose(1, 2).flatten(2)  # [B,C,(K+2side) W] one recording
+            u = u.unfold(-1, self.span * W, W)  # [B,C,K,span W]
+            u = u.transpose(1, 2).flatten(0, 1)  # [BK,C,span W]
+            u = torch.fft.rfft(u * self.taper)  # [BK,C,span W/2+1] complex
+            u = u[..., 1 : self.bins + 1]  # [BK,C,bins]
+            u = torch.einsum("sc,bcf->bsf", self.spatial.to(u), u)  # [BK,filters,bins]
+            u = u.real**2 + u.imag**2  # [BK,filters,bins] power
+            weights = self.band_logits.softmax(-1)  # [filters,bands,bins]
+            power = torch.einsum("bsf,sjf->bsj", u, weights)  # [BK,filters,bands]
+            u = torch.cat([torch.log(power + 1e-12)] + [power] * self.plain, 1)
+            u = self.norm(u.flatten(1))  # [BK,features]
+        return self.out(self.dropout(u)).view(B, K, -1)  # [B,K,dim]
+
+
+def settings(a, tr):
+    """Of train.py's flags: what BandPowerEncoder is made with. tr in seconds."""
+    small = a.width < 512
+    return {
+        "cycles": round(75 * tr),  # up to 75 Hz, where the paper's EEG is cut off
+        "filters": a.eeg_filters or (32 if small else 64),
+        "bands": a.eeg_bands or (16 if small else 40),
+        "dropout": a.eeg_dropout,
+        "plain": a.eeg_power == "both",
+    }
+
+
+def add_flags(add):
+    add("--eeg-encoder", choices=["conv", "bandpower"], help="the paper's, or one of band power")
+    add("--eeg-filters", type=int, help="spatial filters; lower it if memory or time runs out")
+    add("--eeg-bands", type=int, help="frequency bands a filter; lower it likewise")
+    add(
+        "--eeg-power",
+        choices=["both", "log"],
+        default="both",
+        help="log and plain, or log: few data",
+    )
+    add(
+        "--eeg-dropout",
+        type=float,
+        default=0.5,
+        help="share of powers hidden a step; few data: 0.9",
+    )

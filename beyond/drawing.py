@@ -1,0 +1,187 @@
+"""The chapters of sampling, put together: how sample.py draws if not as the paper."""
+
+import functools
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from neuroframes import denoise, range_null_projection
+
+from . import (
+    any_vertices,
+    between_frames,
+    calibration,
+    computed_once,
+    gaussian_prior,
+    opposite_pairs,
+    weighted_projection,
+    whole_runs,
+)
+from .windows import cut
+
+LATENTS_AT_ONCE = 2**25  # drawn together: 134 MB a copy, a dozen copies at the peak
+
+
+class WholeRuns:
+    """Runs as a whole, samples in opposite pairs, missing frames and vertices by their covariance
+    with what was observed. Methods as of sample.WindowsApart.
+
+    a      flags of sample.py
+    study  what it has opened
+    seen   bool [patterns,V]: which vertices were observed in a pattern; in the last, none
+    """
+
+    def __init__(self, a, study, seen):
+        self.a, self.study, self.seen = a, study, seen
+        self.generator = torch.Generator().manual_seed(a.seed)
+        self.correction = opposite_pairs.correction(a.samples)
+        settings = study.settings
+        a.projection = a.projection or "weighted"
+        a.window = a.window or settings["frames"] * (3 if settings["vary"] else 1)
+        a.overlap = a.window // 2 if a.overlap is None else a.overlap
+
+        rows = torch.from_numpy(seen[:-1])
+        self.whole = rows.all(1)  # [patterns but the last]
+        self.prior = getattr(study.model, "prior", None)
+        if self.prior is None and a.interrecon:  # the control, and the weights of the projection
+            self.prior = gaussian_prior.GaussianPrior(study.autoencoder.latent_dim)
+            self.prior.fit(training_latents(study))
+        self.observation = None
+        if (rows.any(1) & ~self.whole).any():
+            some = some_training_frames(study)
+            rows = rows.to(study.device)
+            self.observation = any_vertices.Observation(study.autoencoder, rows, some)
+
+    def groups(self, stretches):
+        """Stretches that are drawn together: a few, so that memory is that of the longest."""
+        a, longest = self.a, max(high - low for low, high in stretches)
+        latents = a.samples * a.upsample * self.study.autoencoder.latent_dim * longest
+        size = latents * a.window // (a.window - a.overlap)
+        count = max(1, LATENTS_AT_ONCE // size)
+        return [stretches[i : i + count] for i in range(0, len(stretches), count)]
+
+    def encode_eeg(self, split):
+        """EEG tokens [T,points,d_e] of a split's frames, those of one frame cut TR / points
+        apart."""
+        points, W = self.a.upsample, self.study.subject.eeg.shape[-1]
+        tokens = [self.study.encode_eeg(split)]
+        for j in range(1, points):
+            late = functools.partial(cut, samples=round(j * W / points))
+            tokens.append(self.study.encode_eeg(split, late, more=1))
+        return torch.stack(tokens, 1)
+
+    def latents(self, x, pattern):
+        """A^T y [n,d] of frames x [n,V] that were observed in one pattern."""
+        if self.observation is None:
+            return self.study.autoencoder.encode(x)
+        return self.observation.latents(x, pattern)
+
+    def project_of(self, patterns, weighted):
+        """(z0, y, abar) -> z0 for a window whose points were observed in these patterns [K]."""
+        times = torch.arange(len(patterns)) / self.a.upsample
+        if any(p >= 0 and not self.whole[p] for p in patterns):
+            if weighted:
+                return self.observation.weighted_projection(patterns, self.prior, times)
+            return self.observation.projection(patterns)
+        seen = torch.tensor(patterns) >= 0  # [K] whole, or not at all
+        if weighted:
+            return weighted_projection.weighted_projection(self.prior, seen, times)
+        return lambda z0, y, abar: range_null_projection(z0, y, seen[:, None].to(y.device))
+
+    def runs(self, stretches):
+        """Stretches of one length go together: (places [B,T], Windows) of each length T."""
+        a = self.a
+        for T in sorted({high - low for low, high in stretches}):
+            starts = np.array([low for low, high in stretches if high - low == T])
+            tiles = self.study.tile([(0, T)], a.window, a.overlap)
+            first = [tile.start for tile in tiles]
+            windows = whole_runs.Windows(first, tiles[0].length, T, a.upsample)
+            yield starts[:, None] + np.arange(T), windows
+
+    def draw(self, name, stretches, y, pattern, h):
+        """z [S,T points,d] of stretches that follow one another. Of the frames of all stretches:
+        what was observed y [T_all,d], its pattern [T_all], EEG tokens h [T_all,points,d_e]."""
+        begin = stretches[0][0]
+        d = y.shape[-1]
+        runs = list(self.runs(stretches))
+        z = torch.zeros(self.a.samples, stretches[-1][1] - begin, self.a.upsample, d)
+        steps = len(runs) * self.a.steps
+        with tqdm(total=steps, desc=name, unit="step", disable=self.study.quiet) as bar:
+            for k, windows in runs:
+                drawn = self.draw_alike(windows, y[k], pattern[k[0]], h[k], bar)
+                z[:, k - begin] = drawn.unflatten(2, (-1, self.a.upsample))
+        return z.flatten(1, 2)
+
+    def draw_alike(self, windows, y, pattern, h, bar):
+        """z [S,B,T points,d] of B runs of one length: y [B,T,d], pattern [T], h
+        [B,T,points,d_e]."""
+        a, study, S = self.a, self.study, self.a.samples
+        weighted = a.projection == "weighted"
+
+        def model_of(tokens, times):  # [B,points,L,d_e], [B,L]
+            if a.upsample == 1:
+                return computed_once.once(study.model, tokens[:, 0], times)
+            return between_frames.eps_model(study.model, tokens, times)
+
+        in_batches = functools.partial(study.in_batches, a.batch_size)
+        eps = windows.eps_model(model_of, h, study.settings["context"], S, in_batches)
+
+        def eps_model(z_n, n):
+            bar.update()
+            return eps(z_n, n)
+
+        project_of = functools.partial(self.project_of, weighted=weighted)
+        project = windows.project(project_of, pattern, y.to(study.device))
+        noise = opposite_pairs.draw(self.generator, study.device, S)
+        B, T, d = y.shape
+        shape, schedule = (S * B, T * a.upsample, d), study.model.schedule
+        # Weighted, z0 is a posterior mean, and the eps that belongs to it is its own.
+        z = denoise(eps_model, project, noise, shape, schedule, a.steps, a.eta, not weighted)
+        return z.cpu().unflatten(0, (S, B))
+
+    def conditional(self, stretches, y, pattern):
+        """The Gaussian conditional mean of the frames given y, without EEG: z [1,T points,d]."""
+        begin = stretches[0][0]
+        d = y.shape[-1]
+        points = self.a.upsample
+        z = torch.zeros(1, stretches[-1][1] - begin, points, d)
+        project_of = functools.partial(self.project_of, weighted=True)
+        for k, windows in self.runs(stretches):
+            guess = torch.zeros(*k.shape[:1], k.shape[1] * points, d, device=self.study.device)
+            project = windows.project(project_of, pattern[k[0]], y[k].to(self.study.device))
+            if project is not None:
+                guess = project(guess, 0.0)  # abar 0: z_n says nothing, only y does
+            z[:, k - begin] = guess.cpu().unflatten(1, (-1, points))
+        return z.flatten(1, 2)
+
+
+# ---- What training frames tell ---------------------------------------------------------
+
+
+def training_rows(study):
+    return torch.cat([torch.arange(low, high) for low, high in study.splits["train"]])
+
+
+def some_training_frames(study):
+    """At most 512 frames in z-scores [n,V], from all over the training runs."""
+    rows = training_rows(study)
+    return study.frames(rows[:: -(-len(rows) // 512)].numpy()).to(study.device)
+
+
+def training_latents(study):
+    """Latents [t,d] of each training stretch, on the CPU."""
+    found = []
+    for low, high in study.splits["train"]:
+        spans = [slice(i, min(i + 256, high)) for i in range(low, high, 256)]
+        z = [study.autoencoder.encode(study.frames(span).to(study.device)) for span in spans]
+        found.append(torch.cat(z).cpu())
+    return found
+
+
+def spread(a, study):
+    """A calibration.Spread, with the variance of what latents leave out of training frames."""
+    x = some_training_frames(study)
+    left_out = (x - study.autoencoder.decode(study.autoencoder.encode(x))).square().mean(0)  # [V]
+    valid = torch.from_numpy(study.normaliser.valid)
+    return calibration.Spread(left_out.cpu(), valid, a.upsample)

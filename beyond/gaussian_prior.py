@@ -1,0 +1,87 @@
+"""What is known of frames before anything is learned?
+
+BOLD is smooth in time. If latents were a stationary Gaussian process with the autocovariance that
+they have in the training frames, the noise in z_n could be told in closed form. With C [K,K] the
+covariance of one latent (latents are taken for independent of each other: PCA makes them
+uncorrelated at equal times), z_n has covariance abar C + (1 - abar) I, and
+
+    E[eps | z_n] = sqrt(1 - abar) (abar C + (1 - abar) I)^-1 z_n
+
+The network adds what this leaves out, first of all what the EEG says.
+
+Seam    eps_model(z_n, n): a skip connection around the network
+Source  the skip connection of EDM (Karras et al. 2022), with a matrix in place of a number
+Gain    GAIN
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class GaussianPrior(nn.Module):
+    """The exact denoiser of a stationary Gaussian process with the latents' own autocovariance."""
+
+    def __init__(self, latent_dim, lags=256):
+        super().__init__()
+        self.register_buffer("autocovariance", torch.zeros(lags, latent_dim))  # [lags,d]
+        self.register_buffer("white", torch.zeros(latent_dim))  # [d]
+        self.spectra = {}
+
+    @torch.no_grad()
+    def fit(self, segments):
+        """autocovariance[l]: mean of z_t z_{t+l} over segments [t,d], divided by all frames and
+        not by the pairs at lag l; only then is no variance negative. white: what of the variance
+        no other frame shares, the least eigenvalue of the covariance of 32 frames."""
+        total = sum(len(z) for z in segments)
+        for lag in range(len(self.autocovariance)):
+            products = [(z[lag:] * z[: len(z[lag:])]).sum(0) for z in segments]
+            self.autocovariance[lag] = sum(products) / total
+        t = torch.arange(32)
+        self.white.copy_(torch.linalg.eigvalsh(self.covariance(t, t))[:, 0].clamp(min=0))
+        self.spectra = {}
+
+    def covariance(self, times, others):
+        """Between times in frames: [d,len(times),len(others)], float64. Beyond the lags it is 0.
+
+        Between whole lags what is not white is interpolated linearly, which multiplies its power
+        spectrum by sinc^2: what was positive stays so."""
+        c = F.pad(self.autocovariance.cpu().double(), (0, 0, 0, 2))  # [lags+2,d]
+        white = self.white.cpu().double()
+        c[0] -= white
+        lag = (times.cpu().double()[:, None] - others.cpu().double()).abs()
+        lag = lag.clamp(max=len(c) - 2)  # [times,others]
+        whole = lag.long()
+        smooth = torch.lerp(c[whole], c[whole + 1], lag.frac()[..., None])  # [times,others,d]
+        return (smooth + white * (lag == 0)[..., None]).permute(2, 0, 1)
+
+    def spectrum(self, times):
+        """C = basis diag(power) basis^T, with which inverses at any n are divisions: power [d,K],
+        basis [d,K,K], float64."""
+        key = tuple(times.tolist())
+        if key not in self.spectra:
+            power, basis = torch.linalg.eigh(self.covariance(times, times))
+            self.spectra[key] = power.clamp(min=0), basis
+        return self.spectra[key]
+
+    def filter(self, z, times, gain):
+        """z [B,K,d] times gain(power [d,K]) in the eigenbasis of time."""
+        power, basis = (u.to(z) for u in self.spectrum(times))
+        with torch.autocast(z.device.type, enabled=False):
+            u = gain(power) * torch.einsum("dkm,bkd->bdm", basis, z)  # [B,d,K]
+            return torch.einsum("dkm,bdm->bkd", basis, u)  # [B,K,d]
+
+    def forward(self, z_n, n, schedule, predict, times):
+        """The prior's eps, or with predict "v" the velocity that belongs to it, for z_n [B,K,d] at
+        times [K] and steps n [B]."""
+        signal, noise = schedule.signal_noise(n, z_n)  # [B,1,1] each
+
+        def gain(power):
+            answer = noise if predict == "eps" else signal * noise * (1 - power)
+            return answer / (signal**2 * power + noise**2)
+
+        return self.filter(z_n, times, gain)
+
+
+def add_flags(add):
+    add("--prior", choices=["none", "gaussian"], help="start from the Gaussian denoiser, or not")

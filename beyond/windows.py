@@ -1,0 +1,34 @@
+"""Which windows should the network see?
+
+A frame's BOLD reflects the EEG of ten seconds and more, so that of `context` frames before and
+after the window is shown too, each token at its true time. Windows of K/3 to 3K frames, as many
+frames a step, teach one network every length; and the EEG of a frame may be cut at any time
+between two frames, late by a share s of a frame:
+
+    window k, late by s:  samples [(k + s) W, (k + 1 + s) W) of the recording
+
+Seam    data.window_indices(windows, context), and what train.py reads of it
+Source  ours
+Gain    GAIN
+"""
+
+
+def draw_length(rng, K, W):
+    """(frames a window, samples that the EEG is cut late) of a step: K/3 to 3K, and 0 to W - 1."""
+    length = max(1, round(K * 3 ** rng.uniform(-1, 1)))
+    return length, int(rng.integers(W))
+
+
+def cut(eeg, samples):
+    """EEG windows that follow one another, [B,L+1,C,W] -> [B,L,C,W], cut `samples` later. Together
+    they are the recording (but for a sample now and then, where TR x fs is not whole)."""
+    L = eeg.shape[1] - 1
+    W = eeg.shape[-1]
+    recording = eeg.transpose(1, 2).flatten(2)  # [B,C,(L+1) W]
+    recording = recording[..., samples : samples + L * W]  # [B,C,L W]
+    return recording.unflatten(-1, (L, W)).transpose(1, 2)  # [B,L,C,W]
+
+
+def add_flags(add, switch):
+    add("--context", type=int, help="EEG windows shown before and after the K frames")
+    add("--vary", action=switch, help="windows of K/3 to 3K frames, EEG cut between frames too")

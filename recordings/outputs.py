@@ -1,0 +1,35 @@
+"""A reconstruction in the lab's own format, and maps of its surfaces."""
+
+import os
+
+import numpy as np
+
+from . import cifti
+from .surfaces import Surfaces
+
+
+class Outputs:
+    """Of a subject that has a space. a, study, timeline: as sample.py has them."""
+
+    def __init__(self, a, study, timeline):
+        self.a, self.study, self.timeline = a, study, timeline
+        self.surfaces = None
+        if a.surfaces:
+            self.surfaces = Surfaces(a.surfaces, study.subject.space, study.subject.folder)
+
+    def write(self, folder, arrays, missing, title):
+        """recon*.dtseries.nii and, if asked for, surfaces.png. arrays {"truth", "recon", "std":
+        [T,V]} at the frames; missing: places of frames that were not seen whole."""
+        points = self.a.upsample
+        recon = np.load(os.path.join(folder, "recon.npy"), mmap_mode="r")
+        subject, stretches = self.study.subject, self.timeline.stretches
+        for low, high in stretches:  # a series has one start time, and cannot skip frames
+            first = self.timeline.rows[low]
+            run, begin = subject.when(first)
+            name = f"recon_run-{run}_frame-{first}" if len(stretches) > 1 else "recon"
+            x = self.study.normaliser.raw(recon[low * points : high * points])
+            path = os.path.join(folder, f"{name}.dtseries.nii")
+            cifti.save_dtseries(path, x, subject.space, subject.tr / points, begin)
+        if self.surfaces:
+            path = os.path.join(folder, "surfaces.png")
+            self.surfaces.draw_median(path, arrays, missing, self.timeline.rows, title)

@@ -1,0 +1,301 @@
+"""Would the tests notice? Forty careless changes of the kind that gives wrong science without a word,
+made one at a time in a copy of the project; prints which of them no test notices.
+
+    python tests/careless.py [NUMBER ...]
+
+Half an hour and more on two cores. tests/test_careless.py checks that each change still applies.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+FAST = ["tests/test_wiring.py", "test_neuroframes.py", "tests/test_beyond.py", "tests/test_data.py"]
+REST = ["tests/test_commands.py", "tests/test_recordings.py", "tests/test_benchmarks.py"]
+
+# (what is careless, file, as it is, as it would be)
+CHANGES = [
+    # ---- Leaks
+    (
+        "z-scores with statistics of the validation run too",
+        "train.py",
+        'measure(subject, splits["train"])',
+        'measure(subject, splits["train"] + splits["val"])',
+    ),
+    (
+        "PCA on all frames",
+        "train.py",
+        "find_autoencoder(a, subject, normaliser, rows, saved, where)\n        z_all",
+        "find_autoencoder(a, subject, normaliser, np.arange(len(subject.fmri)), saved, where)"
+        "\n        z_all",
+    ),
+    (
+        "windows of the validation run drawn in training",
+        "train.py",
+        'data.draw_windows(self.splits["train"]',
+        'data.draw_windows(self.splits["train"] + self.splits["val"]',
+    ),
+    (
+        "the prior fitted to the validation run too",
+        "train.py",
+        'z_all[low:high] for low, high in splits["train"]',
+        'z_all[low:high] for low, high in splits["train"] + splits["val"]',
+    ),
+    (
+        "the spread's scale fitted on the test runs",
+        "sample.py",
+        'data.timeline(study.splits["val"], a.frames, of_frame)\n        spread.fit_scale('
+        'reconstruct(sampler, timeline, "val"))',
+        'data.timeline(study.splits["test"], a.frames, of_frame)\n        spread.fit_scale('
+        'reconstruct(sampler, timeline, "test"))',
+    ),
+    (
+        "what latents leave out measured on test frames",
+        "beyond/drawing.py",
+        'for low, high in study.splits["train"]])',
+        'for low, high in study.splits["test"]])',
+    ),
+    (
+        "EEG of the neighbouring run at a run's ends",
+        "sample.py",
+        "+ 2 + more), low, high - 1)",
+        "+ 2 + more), 0, len(self.subject.eeg) - 1)",
+    ),
+    (
+        "windows drawn across the ends of runs",
+        "data.py",
+        "starts = np.array([max(0, high - low - K + 1)",
+        "starts = np.array([max(0, high - low)",
+    ),
+    (
+        "the first runs are the test set",
+        "data.py",
+        "self.runs[-max(1, len(self.runs) // 5) :]",
+        "self.runs[: max(1, len(self.runs) // 5)]",
+    ),
+    # ---- Training
+    (
+        "raw weights kept in place of the averaged",
+        "train.py",
+        '{"model": averaged.state_dict()',
+        '{"model": model.state_dict()',
+    ),
+    (
+        "the average follows the weights at the wrong rate",
+        "train.py",
+        "average.lerp_(now, 1 - decay)",
+        "average.lerp_(now, decay)",
+    ),
+    (
+        "validation of the raw weights",
+        "train.py",
+        "validate(averaged, weight, batches)",
+        "validate(model.eval(), weight, batches)",
+    ),
+    (
+        "validation with dropout",
+        "train.py",
+        "copy.deepcopy(model).eval()",
+        "copy.deepcopy(model).train()",
+    ),
+    (
+        "the last weights kept in place of the best",
+        "tools/run.py",
+        'better = val_loss is None or val_loss < self.best["val_loss"]',
+        "better = True",
+    ),
+    (
+        "no cosine decay",
+        "train.py",
+        "min((step + 1) / a.warmup, cosine)",
+        "min((step + 1) / a.warmup, 1.0)",
+    ),
+    (
+        "the same noise for every seed",
+        "train.py",
+        "torch.manual_seed(self.a.seed * 1_000_003 + step)",
+        "torch.manual_seed(step)",
+    ),
+    (
+        "the same windows at every step",
+        "train.py",
+        "np.random.default_rng([self.a.seed, step])",
+        "np.random.default_rng([self.a.seed])",
+    ),
+    (
+        "gradients not clipped",
+        "train.py",
+        "clip_grad_norm_(trained, 1.0)",
+        "clip_grad_norm_(trained, 1e9)",
+    ),
+    ("the flag --context is not read in training", "train.py", "self.a.context, more", "0, more"),
+    (
+        "EEG that is cut late keeps its old times",
+        "train.py",
+        "times[:, :-1] + shift / self.W",
+        "times[:, :-1]",
+    ),
+    (
+        "the loss weighs latents by their deviation, not their variance",
+        "beyond/vertex_loss.py",
+        "autoencoder.latent_scale**2",
+        "autoencoder.latent_scale",
+    ),
+    (
+        "v is predicted, eps is asked for",
+        "beyond/network.py",
+        'target = eps if self.predict == "eps" else velocity.velocity(self.schedule, z, n, eps)',
+        "target = eps",
+    ),
+    (
+        "the noisiest step is never trained",
+        "train.py",
+        "n = torch.randint(schedule.steps, (count,))",
+        "n = torch.randint(schedule.steps - 200, (count,))",
+    ),
+    # ---- Controls and scores
+    (
+        "shuffled EEG: every window keeps its own",
+        "sample.py",
+        "donor[cycle] = np.roll(cycle, 1)",
+        "donor[cycle] = cycle",
+    ),
+    (
+        "shuffled EEG is not held to what was observed",
+        "sample.py",
+        'wanted["shuffled_eeg"] = held_to, h[',
+        'wanted["shuffled_eeg"] = nothing, h[',
+    ),
+    (
+        "without null space is projected all the same",
+        "sample.py",
+        'wanted["no_null_space"] = nothing, h',
+        'wanted["no_null_space"] = held_to, h',
+    ),
+    (
+        "the Gaussian control is given what the EEG says",
+        "sample.py",
+        'z["gaussian"] = sampler.conditional(group, y, pattern)',
+        'z["gaussian"] = sampler.draw("", group, y, pattern, h)',
+    ),
+    (
+        "the mean frame is the test run's own",
+        "sample.py",
+        '{"mean_frame": torch.zeros_like(x)}',
+        '{"mean_frame": x.mean(0).expand_as(x)}',
+    ),
+    (
+        "linear interpolation is given the frames that it should guess",
+        "sample.py",
+        "np.flatnonzero(sampler.seen.all(1)[timeline.pattern[low:high]])",
+        "np.arange(high - low)",
+    ),
+    (
+        "what was observed is scored",
+        "tools/report.py",
+        "np.flatnonzero(mask & ~row)",
+        "np.flatnonzero(mask)",
+    ),
+    (
+        "the mean is passed off as one sample",
+        "sample.py",
+        '"neuroframes_1": first',
+        '"neuroframes_1": mean',
+    ),
+    # ---- Sampling
+    (
+        "the sampling seed is ignored",
+        "beyond/drawing.py",
+        "torch.Generator().manual_seed(a.seed)",
+        "torch.Generator().manual_seed(0)",
+    ),
+    (
+        "the wrong correction of the deviation over samples",
+        "sample.py",
+        "frames.std(0, correction=sampler.correction)",
+        "frames.std(0, correction=1)",
+    ),
+    (
+        "EEG not scaled when sampling",
+        "sample.py",
+        "torch.from_numpy(self.normaliser.eeg(self.subject.eeg[rows]))",
+        "torch.from_numpy(np.asarray(self.subject.eeg[rows], np.float32))",
+    ),
+    (
+        "pairs of the same noise, not of opposite",
+        "beyond/opposite_pairs.py",
+        "torch.cat([half, -half])",
+        "torch.cat([half, half])",
+    ),
+    (
+        "epsilon kept and recomputed the wrong way round",
+        "beyond/drawing.py",
+        "a.steps, a.eta, not weighted)",
+        "a.steps, a.eta, weighted)",
+    ),
+    (
+        "--eta is ignored",
+        "beyond/drawing.py",
+        "a.steps, a.eta, not weighted)",
+        "a.steps, 0.0, not weighted)",
+    ),
+    (
+        "other EEG around a window than in training",
+        "beyond/drawing.py",
+        'study.settings["context"], S, in_batches',
+        "0, S, in_batches",
+    ),
+    (
+        "EEG that is younger than its frame",
+        "data.py",
+        "round((k * tr - delay) * fs)",
+        "round((k * tr + delay) * fs)",
+    ),
+    (
+        "--paper keeps epsilon",
+        "sample.py",
+        "reuse_eps=False,",
+        "reuse_eps=True,",
+    ),
+]
+
+
+def tried(number):
+    """Is change `number` noticed? The first test that fails, or None."""
+    _, path, old, new = CHANGES[number]
+    with tempfile.TemporaryDirectory() as work:
+        names = subprocess.run(["git", "ls-files"], cwd=HERE, capture_output=True, text=True)
+        for name in names.stdout.split():
+            os.makedirs(os.path.join(work, os.path.dirname(name)), exist_ok=True)
+            shutil.copy(os.path.join(HERE, name), os.path.join(work, name))
+        with open(os.path.join(work, path), encoding="utf-8") as f:
+            source = f.read()
+        with open(os.path.join(work, path), "w", encoding="utf-8") as f:
+            f.write(source.replace(old, new))
+        for tests in (FAST, REST):
+            argv = [sys.executable, "-m", "pytest", "-x", "-q", *tests]
+            done = subprocess.run(argv, cwd=work, capture_output=True, text=True)
+            if done.returncode:
+                lines = done.stdout.splitlines()
+                return next((line for line in lines if line.startswith(("FAILED", "ERROR"))), "?")
+    return None
+
+
+def main(numbers):
+    survived = []
+    for number in numbers or range(len(CHANGES)):
+        began, what = time.time(), CHANGES[number][0]
+        noticed = tried(number)
+        survived += [] if noticed else [number]
+        told = noticed or "NOT NOTICED"
+        print(f"{number:3} {time.time() - began:4.0f} s  {what}: {told[:90]}", flush=True)
+    count = len(numbers or CHANGES)
+    print(f"{count - len(survived)} of {count} noticed; not noticed: {survived or 'none'}")
+
+
+if __name__ == "__main__":
+    main([int(number) for number in sys.argv[1:]])

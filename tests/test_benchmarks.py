@@ -1,0 +1,326 @@
+"""Is what compares right itself? Closed forms for the scores, a subject that every rival can learn,
+and the whole table."""
+
+import argparse
+import json
+import os
+import time
+
+import baselines
+import between
+import decoder_frames
+import numpy as np
+import pytest
+import stitching
+import table
+import torch
+from conftest import SMALL, command
+
+import data
+import train
+from recordings import prepared
+
+# ---- Scores ----------------------------------------------------------------------------
+
+
+def test_identification_against_counting():
+    rng = np.random.default_rng(0)
+    truth = rng.standard_normal((7, 40))
+    guess = truth + 2 * rng.standard_normal((7, 40))
+    r = np.corrcoef(guess, truth)[:7, 7:]
+    counted = [1 + sum(r[i, j] > r[i, i] for j in range(7)) for i in range(7)]
+    assert table.ranks(guess, truth).tolist() == counted
+    assert table.ranks(truth, truth).tolist() == [1] * 7
+    # Who knows nothing is in the middle, and has no hit; who always says the same hits by chance.
+    assert table.ranks(0 * truth, truth).tolist() == [4] * 7
+    assert sorted(table.ranks(truth[[0] * 7], truth)) == list(range(1, 8))
+
+
+def test_global_signal_is_regressed_out_like_least_squares():
+    rng = np.random.default_rng(1)
+    x = (rng.standard_normal((50, 9)) + rng.standard_normal((50, 1)) + 3).astype(np.float32)
+    valid = np.arange(9) < 8
+    g = x[:, valid].mean(1)
+    design = np.stack([np.ones(50), g], 1)
+    beta = np.linalg.lstsq(design, x, rcond=None)[0][1]
+    less = x - (g - g.mean())[:, None] * beta
+    assert np.allclose(table.without_global(x, valid), less, atol=1e-5)
+    # No global signal: nothing to take out.
+    assert np.array_equal(table.without_global(0 * x, valid), 0 * x)
+
+
+def test_bootstrap_interval_is_that_of_the_mean():
+    rng = np.random.default_rng(2)
+    frames = rng.standard_normal((3000, 2))
+    frames[::7] = np.nan  # observed frames do not count
+    drawn = table.resampled(frames, [(0, 3000)])[:, 0]
+    expected = np.nanstd(frames[:, 0]) / np.sqrt(np.isfinite(frames[:, 0]).sum())
+    assert abs(drawn.std() / expected - 1) < 0.2  # 100 units: their variance is known to 15%
+    assert abs(drawn.mean() - np.nanmean(frames[:, 0])) < 0.2 * expected
+    slow = np.repeat(rng.standard_normal((100, 1)), 30, 0)  # 30 frames in unison are one witness
+    drawn = table.resampled(slow, [(0, 3000)])[:, 0]
+    assert abs(drawn.std() / (slow.std() / 10) - 1) < 0.2
+    # Six runs are drawn whole: six times their mean is a sum of six of the numbers 0 to 5.
+    runs = np.repeat(np.arange(6.0), 10)[:, None]
+    sums = 6 * table.resampled(runs, [(10 * i, 10 * i + 10) for i in range(6)])[:, 0]
+    assert set(np.round(sums)) <= set(range(31)) and np.allclose(sums, np.round(sums))
+
+
+def test_frame_table_scores_regions_and_leaves_out_what_was_seen():
+    rng = np.random.default_rng(3)
+    x, y = (rng.standard_normal((40, 12)).astype(np.float32) for _ in range(2))
+    part = np.arange(12) < 5
+    regions = {"whole": np.ones(12, bool), "part": part}
+    segments = [(0, 25), (30, 45)]
+    seen = np.arange(40) % 4 == 0
+    given = segments, regions, [10]
+    found = table.frame_table(lambda rows: y[rows], lambda rows: x[rows], *given, seen)
+    assert np.isnan(found["part"][seen]).all() and set(found) == {"whole", "part"}
+    mse = ((x - y)[~seen][:, part] ** 2).mean(1)
+    assert np.allclose(found["part"][~seen, 0], mse, atol=1e-5)
+    r = [np.corrcoef(x[t, part], y[t, part])[0, 1] for t in np.flatnonzero(~seen)]
+    assert np.allclose(found["part"][~seen, 1], r, atol=1e-5)
+
+    found = table.frame_table(lambda rows: x[rows], lambda rows: x[rows], *given)
+    # Windows are of one run, and whole ones only.
+    assert found["whole/rank-10"].tolist() == [[1, 2], [1, 2], [1, 1]]
+    assert np.allclose(found["whole"], [0, 1, 1, 0, 1], atol=1e-5)
+    rows = table.summary({"neuroframes": found, "other": found}, segments, 10)["other"]["part"]
+    assert rows["ahead"]["mean"] == 0
+    assert rows["identified"]["chance_top_1"] == pytest.approx((0.5 + 0.5 + 1) / 3)
+
+
+# ---- Rivals ----------------------------------------------------------------------------
+
+
+def test_sparsemax_is_the_projection_onto_the_simplex():
+    """It is max(u - tau, 0) with the tau at which it sums to 1: found by bisection."""
+    u = 2 * torch.randn(20, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    low = u.min(1, keepdim=True).values - 1
+    high = u.max(1, keepdim=True).values
+    for _ in range(60):
+        tau = (low + high) / 2
+        more = (u - tau).clamp(min=0).sum(1, keepdim=True) > 1
+        low = torch.where(more, tau, low)
+        high = torch.where(more, high, tau)
+    assert torch.allclose(baselines.sparsemax(u), (u - low).clamp(min=0), atol=1e-12)
+    assert (baselines.sparsemax(u) == 0).any()
+
+
+@pytest.fixture(scope="module")
+def subject(tmp_path_factory):
+    """16 vertices that follow a channel's mean voltage and another's power at the frame's own
+    window: all can learn it."""
+    folder = str(tmp_path_factory.mktemp("learn") / "subject")
+    rng = np.random.default_rng(0)
+    W, frames = 40, 200
+    meta = {"tr": 0.8, "fs": 50, "delay": 0.0}
+    meta |= {"first_volume": [0] * 4, "frames_per_run": [frames] * 4}
+    maps = rng.standard_normal((2, 16))
+    with prepared.writing(folder, meta, 16, 2, W) as out:
+        for _ in range(4):
+            a, b = (data.slow_noise(rng, frames, 1, 2.0, 0.8)[:, 0] for _ in range(2))
+            eeg = 0.05 * rng.standard_normal((frames, 2, W))
+            eeg[:, 0] += 0.3 * a[:, None]
+            eeg[:, 1] += np.exp(0.5 * b)[:, None] * np.sin(2 * np.pi * 10 * np.arange(W) / 50)
+            fmri = 100 + np.stack([a, b], 1) @ maps + 0.1 * rng.standard_normal((frames, 16))
+            out.add(fmri, eeg)
+        np.savez(out.path("rois.npz"), part=np.arange(16) < 6)
+    return folder
+
+
+def settings(subject, out, rival, no_validation=False):
+    """Flags of baselines.py."""
+    return argparse.Namespace(
+        data=subject,
+        out=str(out),
+        rival=rival,
+        seed=0,
+        shrink=8,
+        no_validation=no_validation,
+        device=torch.device("cpu"),
+    )
+
+
+REFIT = ("ridge", "cnn_tc")  # of both kinds one
+
+
+@pytest.mark.parametrize("rival", [name for name in baselines.RIVALS if name != "cnn_tag"])
+def test_rivals_learn(subject, tmp_path, rival):
+    """A linear map of voltage finds the first component, spectra the second; neither the whole."""
+    s = data.Subject(subject)
+    refit = rival in REFIT
+    folder = baselines.run(settings(subject, tmp_path, rival, refit))
+    recon = np.load(os.path.join(folder, "recon.npy"))
+    normaliser = data.Normaliser.measure(s, s.segments("train", validation=not refit))
+    truth = normaliser.zscore(s.fmri[np.load(tmp_path / rival / "frames.npy")])
+    assert recon.shape == truth.shape == (200, 16)
+    assert ((recon - truth) ** 2).mean() < 0.85 * (truth**2).mean()
+
+
+def test_cnn_tag_fits_what_it_is_shown(subject, tmp_path):
+    """Of one power beside the other channels', which is all that z-scores over channels leave, two
+    channels say nothing; so its windows are given: eight of them, to be learned by heart."""
+    s = data.Subject(subject)
+    normaliser = data.Normaliser.measure(s, [(0, 8)])
+    a = settings(subject, tmp_path, "cnn_tag")
+    net = baselines.CNNTAG(s, normaliser, [(0, 8)], str(tmp_path), a)
+    net.windows = np.random.default_rng(0).standard_normal((200, 2, 134)).astype(np.float32)
+    batch = net.batch(*(u[:8] for u in baselines.neighbours([(0, 200)], net.lags)))
+    losses = [net.update(*batch) for _ in range(60)]
+    assert losses[-1] < 0.3 * losses[0]
+
+
+@pytest.mark.parametrize("frames", [30, 400])  # fewer than features, and more
+def test_ridge_is_the_normal_equations(frames):
+    rng = np.random.default_rng(4)
+    ridge = object.__new__(baselines.Ridge)
+    ridge.X = rng.standard_normal((frames, 8))
+    Y = rng.standard_normal((frames, 5)).astype(np.float32)
+    ridge.subject = argparse.Namespace(fmri=Y)
+    ridge.normaliser = data.Normaliser(np.zeros(5), np.ones(5), np.ones(1))
+    ridge.fit([(0, frames)], None, 50.0)
+    out = np.zeros((frames, 5), np.float32)
+    ridge.predict([(0, frames)], out)
+    _, X = ridge.features([(0, frames)])
+    X = (X - X.mean(0)) / X.std(0)
+    weights = np.linalg.solve(X.T @ X + 50 * np.eye(X.shape[1]), X.T @ (Y - Y.mean(0)))
+    assert np.allclose(out, X @ weights + Y.mean(0), atol=1e-4)
+
+
+@pytest.mark.parametrize("refit", [False, True])
+def test_a_killed_rival_goes_on(subject, tmp_path, monkeypatch, refit):
+    monkeypatch.setattr(baselines.CNNTC, "epochs", 3)
+    whole = baselines.run(settings(subject, tmp_path / "whole", "cnn_tc", refit))
+    clock = iter(range(0, 10**9, 100))  # every epoch is more than a minute: saved
+    monkeypatch.setattr(time, "time", lambda: next(clock))
+    update = baselines.CNNTC.update
+    calls = []
+
+    def dies(self, s, x):
+        calls.append(1)
+        if len(calls) == 2.5 * 100 * (1 + refit):
+            raise KeyboardInterrupt
+        return update(self, s, x)
+
+    monkeypatch.setattr(baselines.CNNTC, "update", dies)
+    again = settings(subject, tmp_path / "cut", "cnn_tc", refit)
+    with pytest.raises(KeyboardInterrupt):
+        baselines.run(again)
+    assert "fit.pt" in os.listdir(tmp_path / "cut" / "cnn_tc")
+    cut = baselines.run(again)
+    recon, recon_of_cut = (np.load(os.path.join(folder, "recon.npy")) for folder in (whole, cut))
+    assert np.array_equal(recon, recon_of_cut)
+    assert sorted(os.listdir(cut)) == ["chosen.json", "frames.npy", "recon.npy"]
+
+
+# ---- The table -------------------------------------------------------------------------
+
+
+def small_table(monkeypatch):
+    """Only one window length, gap and rival."""
+    monkeypatch.setattr(table, "LENGTHS", (10,))
+    monkeypatch.setattr(table, "GAPS", (9,))
+    monkeypatch.setattr(table, "BASE", 10)
+    monkeypatch.setattr(baselines, "RIVALS", {"ridge": baselines.Ridge})
+
+
+def dies(*_):
+    raise KeyboardInterrupt
+
+
+def test_table_from_end_to_end_and_killed_between(subject, tmp_path, monkeypatch, capsys):
+    small_table(monkeypatch)
+    flags = "--data", subject, "--out", tmp_path, "--preset", "tiny", "--steps", 3, "--width", 32
+    flags += "--latent-dim", 2, "--latents", 2, "--samples", 2, "--device", "cpu"
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(table.Work, "interrecon", dies)
+        command(monkeypatch, table, *flags)
+    monkeypatch.setattr(table.Work, "direct", dies)  # is done, and not asked again
+    command(monkeypatch, table, *flags)
+
+    found = json.loads((tmp_path / "table.json").read_text())
+    parts = [list(part.values()) for part in found["tables"].values()]
+    assert [len(part) for part in parts] == [1, 1, 1]
+    direct, gap, size = (part[0] for part in parts)
+    rivals = {"neuroframes", "neuroframes_1", "shuffled_eeg", "ridge", "mean_frame", "run_mean"}
+    assert set(direct) == rivals
+    assert direct["mean_frame"]["whole"]["r"]["mean"] == 0
+    assert direct["mean_frame"]["part"]["identified"]["top_1"] == 0
+    assert direct["run_mean"]["whole"]["mse"]["mean"] < direct["mean_frame"]["whole"]["mse"]["mean"]
+    assert {"linear", "gaussian", "no_null_space", "run_mean"} < set(gap)
+    alone = size["autoencoder"]["whole"]  # two components are all that there is
+    assert alone["mse"]["mean"] < 0.2 and alone["identified"]["top_1"] == 1
+
+    text = (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert all(f"### {part}" in text and f"**{part}, " in text for part in found["tables"])
+    assert "NeuroFrames, mean of 2" in text
+    with pytest.raises(SystemExit):
+        command(monkeypatch, table, *flags, "--loss", "vertex")
+    assert "name another --out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given, sizes", [([], [32, 64, 128]), (["--latent-dim", "8"], [4, 8, 16])])
+def test_sizes_of_latents_follow_the_subject(subject, tmp_path, monkeypatch, given, sizes):
+    """Where no flag names them: 600 training frames are too few for the paper's."""
+    asked = []
+
+    def scored(work, sizes):
+        asked.extend(sizes)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(table, "all_scores", scored)
+    with pytest.raises(SystemExit):
+        table.main(["--data", subject, "--out", str(tmp_path), *given])
+    assert asked == sizes
+
+
+# ---- Frames for a decoder; points between frames; runs from windows --------------------
+
+
+def test_decoder_frames_keep_their_numbers_and_values(tmp_path):
+    rng = np.random.default_rng(5)
+    mask = np.isin(np.arange(20), [2, 3, 11])
+    subject = argparse.Namespace(
+        folder="s",
+        runs=[[0, 3], [3, 6]],
+        rois={"visual+audio": mask},
+        meta={"first_number": [100, 200]},
+    )
+    normaliser = data.Normaliser(np.full(20, 7.0), np.full(20, 2.0), np.ones(1))
+    recon = rng.standard_normal((3, 20)).astype(np.float32)
+    decoder_frames.write(recon, np.array([2, 3, 5]), subject, normaliser, str(tmp_path))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["102.npy", "200.npy", "202.npy"]
+    assert np.array_equal(np.load(tmp_path / "202.npy"), recon[2, mask])
+    # The authors' own frames: their values, not z-scores.
+    V = decoder_frames.SIZE
+    normaliser = data.Normaliser(np.full(V, 7.0), np.full(V, 2.0), np.ones(1))
+    own = np.zeros((1, V), np.float32)
+    decoder_frames.write(own, np.array([4]), subject, normaliser, str(tmp_path))
+    assert (np.load(tmp_path / "201.npy") == 7).all()
+
+
+def test_a_cubic_goes_through_cubics_and_holds_its_ends():
+    seen = np.array([0, 3, 4, 8, 9, 13])
+    times = np.linspace(0, 13, 40)
+
+    def curve(t):
+        return 2 - t + 0.3 * t**2 - 0.02 * t**3
+
+    assert np.allclose(between.cubic(seen, times) @ curve(seen), curve(times))
+    beyond_ends = between.cubic(seen, np.array([-5.0, 20.0])) @ curve(seen)
+    assert np.allclose(beyond_ends, curve(seen[[0, -1]]))
+
+
+def test_four_ways_to_make_runs_from_windows(tiny, tmp_path, monkeypatch, capsys):
+    """Each scored; side by side there are seams, and blended there are the fewest."""
+    command(monkeypatch, train, "--data", tiny, "--steps", 40, *SMALL, "--out", tmp_path)
+    capsys.readouterr()
+    command(monkeypatch, stitching, "--ckpt", tmp_path / "ckpt.pt", "--gap", 5, "--samples", 2)
+    heading, *lines = capsys.readouterr().out.splitlines()
+    assert "gap 5: MSE" in heading
+    rows = {line.split()[0]: [float(cell) for cell in line.split()[1:]] for line in lines}
+    assert list(rows) == ["independent", "averaged", "continued", "blended"]
+    for mse, _, _, _, mse_with_anchors, _, r_with_anchors, _ in rows.values():
+        assert mse_with_anchors < 0.5 * mse and r_with_anchors > 0.3
+    assert rows["independent"][3] > 3 and abs(rows["blended"][3] - 1) < 0.5

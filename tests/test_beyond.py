@@ -1,0 +1,505 @@
+"""Chapters against closed forms and independent implementations."""
+
+import contextlib
+import functools
+
+import numpy as np
+import pytest
+import torch
+from conftest import ar1
+
+import beyond
+from beyond import (
+    any_vertices,
+    band_power,
+    between_frames,
+    calibration,
+    computed_once,
+    joint,
+    network,
+    opposite_pairs,
+    velocity,
+    vertex_loss,
+    weighted_projection,
+    whole_runs,
+)
+from beyond.gaussian_prior import GaussianPrior
+from neuroframes import LinearAutoencoder, NoiseSchedule, denoise, range_null_projection
+from test_neuroframes import (
+    EVERY_SECOND,
+    NoDouble,
+    gaussian_eps,
+    interrecon_experiment,
+    noise,
+    smooth_covariance,
+    trained_looking,
+)
+
+# ---- Projections -----------------------------------------------------------------------
+
+
+def prior_of(C, d):
+    """d latents, each with covariance C [K,K] at whole frames."""
+    prior = GaussianPrior(d)
+    prior.covariance = lambda a, b: C[a.long()][:, b.long()].expand(d, -1, -1)
+    return prior
+
+
+@pytest.mark.parametrize("seen", [EVERY_SECOND, [0, 9]])
+def test_the_weighted_pseudo_inverse_removes_the_bias(seen):
+    def project_of(C, seen, y):
+        mask = torch.zeros(len(C), dtype=torch.bool).index_fill(0, seen, True)
+        weighted = weighted_projection.weighted_projection(
+            prior_of(C, 1), mask, torch.arange(len(C))
+        )
+        return lambda z0, abar: weighted(z0, y, abar)
+
+    exact, plain, _ = interrecon_experiment(seen, reuse_eps=True)
+    _, bias, variance = interrecon_experiment(seen, project_of, reuse_eps=False)
+    # Far anchors, [0, 9]: 0.00003, was 0.046, of a variance of 0.514.
+    assert bias < 1e-4 * exact and bias < 0.01 * plain
+    # 50 steps lose some variance, with or without anchors.
+    assert 0.8 * exact < variance < 1.05 * exact
+
+
+def test_weighted_projection_holds_what_was_seen_and_moves_what_was_not():
+    seen = torch.tensor([True, False, True, False])
+    x, y = torch.randn(2, 4, 6).double(), torch.randn(2, 4, 6).double()
+    project = weighted_projection.weighted_projection(
+        prior_of(smooth_covariance(4), 6), seen, torch.arange(4)
+    )
+    moved = project(x, y, 0.3)
+    torch.testing.assert_close(moved[:, seen], y[:, seen], atol=1e-4, rtol=0)
+    assert (moved - x)[:, 1].abs().min() > 1e-3
+    nothing = weighted_projection.weighted_projection(
+        prior_of(smooth_covariance(4), 6), ~seen & seen, torch.arange(4)
+    )
+    torch.testing.assert_close(nothing(x, y, 0.3), x)
+
+
+def unit_autoencoder(d):
+    """Vertices are latents."""
+    autoencoder = LinearAutoencoder(d, d)
+    autoencoder.E = torch.eye(d)
+    return autoencoder
+
+
+def test_frames_seen_whole_as_observations_are_range_null_projection():
+    rows, x = torch.ones(1, 6, dtype=torch.bool), torch.randn(2, 4, 6)
+    observation = any_vertices.Observation(unit_autoencoder(6), rows, torch.zeros(1, 6))
+    y, mask = torch.randn(2, 4, 6), torch.tensor([True, False, True, False])
+    found = observation.projection([0, -1, 0, -1])(x, y, 0.3)
+    torch.testing.assert_close(found, range_null_projection(x, y, mask[:, None]))
+
+
+def test_any_linear_observation():
+    """Frames seen whole, in part (more vertices than latents, fewer, one twice) and not at all,
+    against numpy's posterior."""
+    rng, K, d, V = np.random.default_rng(0), 7, 3, 9
+    scale = np.array([2.0, 1.5, 1.0])
+    E = np.linalg.qr(rng.standard_normal((V, d)))[0].T
+    E[:, 8] = E[:, 7]
+    D = np.linalg.pinv(E) * scale
+
+    def tensor(a):
+        return torch.from_numpy(a).float()
+
+    autoencoder = joint.JointAutoencoder(V, d)
+    arrays = {"E": E, "D": D / scale, "latent_mean": np.zeros(d), "latent_scale": scale}
+    autoencoder.load_state_dict({name: tensor(array) for name, array in arrays.items()})
+    vertex = np.arange(V)
+    rows = np.array([vertex >= 0, vertex < 5, vertex < 2, vertex >= 7])
+    outside = 0.5 * (np.eye(V) - np.linalg.pinv(E) @ E)  # noise that E does not see
+    frames = rng.standard_normal((4000, d)) @ D.T + rng.standard_normal((4000, V)) @ outside
+    observation = any_vertices.Observation(autoencoder, torch.from_numpy(rows), tensor(frames))
+
+    kinds, C = [1, -1, 0, 2, 3, -1, 1], smooth_covariance(K)
+    x, known = rng.standard_normal((K, V)), torch.zeros(K, d).double()
+    H, R, y = [], [], []
+    for k, kind in enumerate(kinds):
+        known[k] = observation.latents(tensor(x[k : k + 1]), kind)[0]
+        if kind >= 0:
+            row = rows[kind]
+            U, S, Qt = np.linalg.svd(D[row], full_matrices=False)
+            keep = S > 1e-3 * S[0]
+            fit = (U[:, keep] / S[keep]).T
+            y.append(fit @ x[k][row])
+            H.append(np.kron(np.eye(K)[k], Qt[keep]))
+            R.append(torch.from_numpy(fit @ (outside @ outside.T)[np.ix_(row, row)] @ fit.T))
+    H, cov = np.concatenate(H), np.kron(C.numpy(), np.eye(d))
+    exact = H @ cov @ H.T + torch.block_diag(*R).numpy()
+    exact = cov @ H.T @ np.linalg.solve(exact, np.concatenate(y))
+
+    held = observation.weighted_projection(kinds, prior_of(C, d), torch.arange(K))
+    schedule = NoiseSchedule()
+    eps = gaussian_eps(C, torch.zeros(K).double(), schedule)
+    z = denoise(
+        eps,
+        lambda z0, abar: held(z0, known, abar),
+        noise(0, pairs=True),
+        (2, K, d),
+        schedule,
+        reuse_eps=False,
+    ).mean(0)
+    far = np.abs(z.numpy().ravel() - exact).max()
+    assert far < 0.1 * np.abs(exact).max()  # R is measured on 4,000 frames
+
+
+def test_what_is_observed_of_frames_and_of_vertices_goes_together(tmp_path):
+    rows = np.zeros((4, 6), bool)
+    rows[0] = True
+    mask = np.array([[1, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 1], [0] * 6], bool)
+    np.save(tmp_path / "mask.npy", mask)
+    both = any_vertices.observe(rows, str(tmp_path / "mask.npy"), {})
+    assert both.shape == (12, 6)
+    for k in range(12):
+        assert np.array_equal(both[k], rows[k % 4] | mask[k % 3])
+    region = any_vertices.observe(rows, "left", {"left": mask[0]})
+    assert region.shape == (4, 6) and region[:, 0].all() and region[1:, 1:].sum() == 0
+    with pytest.raises(ValueError, match="neither a file nor a region"):
+        any_vertices.observe(rows, "right", {"left": mask[0]})
+
+
+# ---- Velocity, prior -------------------------------------------------------------------
+
+
+def test_velocity_is_eps_and_z_in_other_words():
+    s = NoiseSchedule()
+    n = torch.tensor([0, 10, 500, 998, 999])
+    z, eps = torch.randn(5, 3, 2).double(), torch.randn(5, 3, 2).double()
+    z_n, v = s.add_noise(z, n, eps), velocity.velocity(s, z, n, eps)
+    torch.testing.assert_close(velocity.eps_from_velocity(s, z_n, n, v), eps)
+    abar = s.alpha_bar[n][:, None, None]
+    torch.testing.assert_close(abar.sqrt() * z_n - (1 - abar).sqrt() * v, z)
+
+
+def test_gaussian_prior_is_the_exact_denoiser():
+    s, z, prior = NoiseSchedule(), ar1(np.random.default_rng(0), 2000, 3), GaussianPrior(3)
+    prior.fit([z[:1200], z[1200:]])
+    torch.testing.assert_close(prior.autocovariance[0], z.square().mean(0))
+    expected = ((z[:1198] * z[2:1200]).sum(0) + (z[1200:-2] * z[1202:]).sum(0)) / 2000
+    torch.testing.assert_close(prior.autocovariance[2], expected)
+    times, n, z_n = torch.arange(5), torch.tensor([3, 600]), torch.randn(2, 5, 3)
+    eps, v = (prior(z_n, n, s, predict, times) for predict in ("eps", "v"))
+    C = prior.covariance(times, times)
+    for b in range(2):
+        abar = s.alpha_bar[n[b]]
+        for d in range(3):
+            mixed = abar * C[d] + (1 - abar) * torch.eye(5)
+            direct = (1 - abar).sqrt() * torch.linalg.solve(mixed, z_n[b, :, d].double())
+            torch.testing.assert_close(eps[b, :, d].double(), direct, atol=1e-5, rtol=1e-4)
+    same = velocity.eps_from_velocity(s, z_n, n, v)
+    torch.testing.assert_close(same, eps, atol=1e-5, rtol=1e-4)
+    times = torch.tensor([0, 0.3, 1, 1.5, 2.25, 4, 7.5, 80])  # between frames, beyond the last lag
+    assert torch.linalg.eigvalsh(prior.covariance(times, times)).min() > -1e-12
+
+
+# ---- Networks --------------------------------------------------------------------------
+
+
+def small_network(encoder="bandpower", predict="v", prior=True):
+    settings = {"bands": 4, "filters": 3} if encoder == "bandpower" else None
+    torch.manual_seed(0)
+    sizes = dict(channels=4, samples=32, latent_dim=6, eeg_dim=8, width=16, depth=2, heads=2)
+    model = trained_looking(network.Network(settings, predict, prior, **sizes))
+    if prior:
+        model.prior.fit([ar1(np.random.default_rng(0), 200, 6)])
+    return model
+
+
+@pytest.mark.parametrize("predict", ["eps", "v"])
+@pytest.mark.parametrize("prior", [False, True])
+def test_the_network_answers_eps_whatever_it_predicts(predict, prior):
+    """Its loss is that of what it predicts; a loss of 0 means that its eps is exact."""
+    model = small_network("conv", predict, prior)
+    z, eps, n = torch.randn(2, 5, 6), torch.randn(2, 5, 6), torch.tensor([50, 900])
+    h, times, s = torch.randn(2, 5, 8), torch.arange(5), model.schedule
+    z_n = s.add_noise(z, n, eps)
+    target = eps if predict == "eps" else velocity.velocity(s, z, n, eps)
+    known = model.prior(z_n, n, s, predict, times) if prior else 0.0
+    losses = model.squared_error(z, n, eps, h)
+    torch.testing.assert_close(losses, (model.dit(z_n, n, h) + known - target).square())
+    model.dit.forward = lambda *rest: target - known
+    assert model.squared_error(z, n, eps, h).max() < 1e-8
+    torch.testing.assert_close(model(z_n, n, h), eps, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("encoder", ["conv", "bandpower"])
+def test_bfloat16_autocast_is_close_to_float32(encoder):
+    """What a GPU runs, here on the CPU."""
+    model = small_network(encoder)
+    z, n, eeg = torch.randn(2, 5, 6), torch.tensor([50, 900]), torch.randn(2, 5, 4, 32)
+    assert model.encoder(eeg).shape == (2, 5, 8) and model.encoder(eeg[:, :1]).shape == (2, 1, 8)
+    exact = model(z, n, model.encoder(eeg))
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = model(z, n, model.encoder(eeg))
+    assert (rough - exact).abs().max() < 0.05 * exact.abs().max()
+
+
+@pytest.mark.parametrize("encoder, predict", [("conv", "eps"), ("bandpower", "v")])
+def test_float64_stays_on_the_cpu(encoder, predict, monkeypatch):
+    """MPS has no float64. The meta device stands in for it; it has no autocast."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    model, times = small_network(encoder, predict), torch.arange(5)
+    seen = torch.tensor([True, False, True, False, False])
+    held = weighted_projection.weighted_projection(model.prior, seen, times)
+    model.prior.spectrum(times)  # kept from now on
+    model = model.to("meta")
+    z, n = torch.empty(2, 5, 6, device="meta"), torch.zeros(2, dtype=torch.long, device="meta")
+    draw = opposite_pairs.draw(torch.Generator().manual_seed(0), "meta", 2)
+    with NoDouble():
+        autoencoder = joint.JointAutoencoder(9, 6).to("meta")
+        h = model.encoder(torch.empty(2, 5, 4, 32, device="meta"))
+        loss, _ = autoencoder.reconstruction_loss(autoencoder.decode(z))
+        (model.squared_error(z, n, z, h).sum() + loss).backward()
+        denoise(
+            lambda z_n, n: model(z_n, n, h),
+            lambda z0, abar: held(z0, z, 0.5),
+            draw,
+            (2, 5, 6),
+            model.schedule,
+            3,
+            1.0,
+        )
+
+
+def test_band_power_hears_power_and_not_phase():
+    torch.manual_seed(0)
+    encoder = band_power.BandPowerEncoder(1, 64, 8, filters=1, bands=8, span=3).eval()
+    powers, t = [], torch.arange(5 * 64) / 64
+    encoder.norm.register_forward_pre_hook(lambda _, inputs: powers.append(inputs[0].detach()))
+    for cycles, phase, size in ((4, 0.0, 1.0), (4, 1.0, 1.0), (4, 0.0, 3.0), (28, 0.0, 1.0)):
+        wave = size * torch.sin(2 * np.pi * cycles * t + phase)
+        encoder(wave.view(1, 5, 1, 64))
+    # The window whose neighbours are on both sides: log [bands], plain [bands].
+    logs, plain = zip(*(power[2].chunk(2) for power in powers))
+    torch.testing.assert_close(logs[0], logs[1], atol=1e-3, rtol=1e-6)
+    torch.testing.assert_close(logs[0].exp(), plain[0] + 1e-12, atol=1e-3, rtol=1e-6)
+    loud = logs[0] > -10  # quieter bands hold rounding errors
+    louder = torch.full((int(loud.sum()),), 2 * np.log(3.0))
+    torch.testing.assert_close((logs[2] - logs[0])[loud], louder, atol=1e-3, rtol=0)
+    assert logs[0].argmax() < logs[3].argmax()  # bands are in the order of their frequencies
+
+
+def test_band_power_looks_at_its_neighbours_only():
+    torch.manual_seed(0)
+    encoder = trained_looking(band_power.BandPowerEncoder(3, 32, 8, filters=2, bands=4))
+    eeg = torch.randn(1, 7, 3, 32)
+    h = encoder(eeg)
+    eeg[0, 3] = torch.randn(3, 32)
+    moved = (encoder(eeg) - h).abs().amax(-1)[0] > 1e-6
+    assert moved.tolist() == [False, False, True, True, True, False, False]
+    encoder.train()
+    assert not torch.equal(encoder(eeg), encoder(eeg))  # dropout
+
+
+def test_joint_autoencoder_learns_the_pca_error_and_hides_from_the_diffusion_loss():
+    torch.manual_seed(0)
+    x = torch.randn(400, 4) @ torch.randn(4, 30) + 0.1 * torch.randn(400, 30)
+    x -= x.mean(0)
+    best, autoencoder = LinearAutoencoder(30, 4), joint.JointAutoencoder(30, 4)
+    best.fit(x)
+    floor = (best.decode(best.encode(x)) - x).square().mean()
+    optimizer = torch.optim.Adam(autoencoder.parameters(), lr=1e-2)
+    for _ in range(800):
+        loss, z = autoencoder.reconstruction_loss(x[None])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert not z.requires_grad and floor <= loss < 1.1 * floor
+    torch.testing.assert_close(z.std((0, 1)), torch.ones(4), atol=0.05, rtol=0)
+    again = autoencoder.decode(autoencoder.encode(x))
+    exact = x @ autoencoder.E.T @ autoencoder.D.T
+    torch.testing.assert_close(again, exact, atol=1e-4, rtol=1e-4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert autoencoder.reconstruction_loss(x[None])[1].dtype == torch.float32
+
+
+def test_vertex_loss_weighs_latents_as_vertices_do():
+    """The weighted squared error of latents is proportional to that of the vertices they decode to."""
+    x = torch.randn(300, 20) * torch.linspace(0.2, 3, 20)
+    autoencoder = LinearAutoencoder(20, 8)
+    autoencoder.fit(x)
+    weight = vertex_loss.weight(autoencoder)
+    assert weight.mean() == pytest.approx(1) and weight[0] > weight[-1]
+    error = torch.randn(5, 8)
+    moved = autoencoder.decode(error) - autoencoder.decode(torch.zeros(5, 8))
+    ratio = moved.square().sum(1) / (weight * error.square()).sum(1)
+    torch.testing.assert_close(ratio, ratio[:1].expand(5), rtol=1e-4, atol=0)
+
+
+# ---- Drawing ---------------------------------------------------------------------------
+
+
+def test_opposite_pairs():
+    draw = opposite_pairs.draw(torch.Generator().manual_seed(0), "cpu", 4)
+    first, second = draw((8, 3, 2)), draw((8, 3, 2))
+    assert torch.equal(first[:4], -first[4:]) and not torch.equal(first, second)
+    odd = opposite_pairs.draw(torch.Generator().manual_seed(0), "cpu", 3)((6, 3, 2))
+    assert not any(torch.equal(odd[i], -odd[j]) for i in range(6) for j in range(6))
+    assert [opposite_pairs.correction(n) for n in (1, 2, 3, 4)] == [1, 0, 1, 0]
+
+
+def test_what_is_computed_once_is_the_same():
+    model = small_network()
+    h, times, z_n = torch.randn(3, 7, 8), torch.arange(-1.0, 6), torch.randn(6, 5, 6)
+    n = torch.full((6,), 300)
+    answer = computed_once.once(model, h, times)
+    naive = model(z_n, n, h.repeat(2, 1, 1), times)
+    torch.testing.assert_close(answer(z_n, n), naive, atol=1e-5, rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def process():
+    """A model with a prior whose network answers 0, as a fresh one does (here at once), is the exact
+    denoiser of a Gaussian process."""
+    torch.manual_seed(0)
+    white = torch.randn(6, 20_000, 2)
+    kernel = torch.exp(-0.5 * (torch.arange(-12, 13) / 2.0) ** 2)
+    flat = white.transpose(1, 2).reshape(12, 1, -1)
+    z = torch.nn.functional.conv1d(flat, kernel.view(1, 1, -1)).view(6, 2, -1).transpose(1, 2)
+    sizes = dict(channels=3, samples=16, latent_dim=2, eeg_dim=8, width=16, depth=1, heads=2)
+    model = network.Network({"bands": 4}, "v", True, **sizes).eval()
+    model.prior.fit(list(z / z.std() + 0.2 * torch.randn(z.shape)))
+    model.dit.forward = lambda z_n, *_, **__: torch.zeros_like(z_n)
+    return model
+
+
+def in_batches(f, *tensors):
+    """As tools.processes does, four windows at a time."""
+    batches = enumerate(zip(*(tensor.split(4) for tensor in tensors)))
+    return torch.cat([f(i, *batch) for i, batch in batches])
+
+
+def windows_of(T, K, overlap, points=1):
+    starts = [min(i, T - K) for i in range(0, T - overlap, K - overlap)]
+    return whole_runs.Windows(starts, K, T, points)
+
+
+def eps_of(w, model, samples):
+    """Its eps, with EEG tokens that are ignored."""
+
+    def model_of(tokens, times):
+        if w.points == 1:
+            return computed_once.once(model, tokens[:, 0], times)
+        return between_frames.eps_model(model, tokens, times)
+
+    return w.eps_model(model_of, torch.zeros(1, w.T, w.points, 8), 2, samples, in_batches)
+
+
+def test_blending_a_run_that_all_windows_agree_on_changes_nothing():
+    w = windows_of(25, 10, 5, 2)
+    z = torch.randn(3, 50, 2)
+    torch.testing.assert_close(w.blend(z[:, w.index]), z)
+    parts = torch.zeros(1, len(w.start), 20, 1)
+    parts[0, 1] = 1.0
+    share = w.blend(parts)[0, :, 0]  # what the second window has to say: most in its middle
+    assert (share[:10] == 0).all() and share[19] > 0.4 and share.argmax() in range(17, 23)
+
+
+def test_windows_see_the_eeg_around_them():
+    w = windows_of(12, 6, 2)
+    h = torch.arange(12.0).view(1, 12, 1, 1)
+    tokens, times = w.eeg(h, 2)
+    assert w.start.tolist() == [0, 4, 6]
+    assert tokens[0, 0, :, 0].tolist() == [0, 0, 0, 1, 2, 3, 4, 5, 6, 7]
+    assert times[0].tolist() == [0, 0, 0, 1, 2, 3, 4, 5, 6, 7]
+    assert tokens[1, 0, :, 0].tolist() == list(range(2, 12)) and times[1].tolist() == list(
+        range(-2, 8)
+    )
+
+
+def test_whole_runs_have_no_seams(process):
+    C = process.prior.covariance(torch.arange(60), torch.arange(60))[0]
+    for overlap, low, high in ((0, 4.0, 20.0), (10, 0.9, 1.1)):
+        w = windows_of(60, 20, overlap)
+        draw = opposite_pairs.draw(torch.Generator().manual_seed(0), "cpu", 1)
+        z = denoise(eps_of(w, process, 1000), None, draw, (1000, 60, 2), process.schedule, 100)
+        jump = z.diff(dim=1).square().mean((0, 2))
+        # The squared jump at a border, over the mean.
+        assert low < jump[w.start[1:] - 1].mean() / jump.mean() < high
+    lagged = [float((z[:, : 60 - k] * z[:, k:]).mean()) for k in range(6)]
+    np.testing.assert_allclose(lagged, C[0, :6], atol=0.05)
+
+
+@pytest.mark.parametrize("points", [1, 2])
+def test_whole_runs_complete_their_anchors(process, points):
+    """Windows, also with points between the frames, against the Gaussian conditional of the run."""
+    T = 50
+    t = torch.arange(T * points) / points
+    kinds = np.where(np.arange(T) % 5 == 0, 0, -1)
+    C = process.prior.covariance(t, t)
+    root = torch.linalg.cholesky(C[:, ::points, ::points] + 1e-9 * torch.eye(T))
+    generator = torch.Generator().manual_seed(0)
+    y = root @ torch.randn(2, T, 1, generator=generator).double()
+    anchors = np.arange(0, T * points, 5 * points)
+    exact = C[:, :, anchors] @ torch.linalg.inv(C[:, anchors][:, :, anchors]) @ y[:, ::5]
+
+    def project_of(seen):
+        times = torch.arange(len(seen)) / points
+        mask = torch.tensor(seen) >= 0
+        return weighted_projection.weighted_projection(process.prior, mask, times)
+
+    w = windows_of(T, 20, 10, points)
+    project = w.project(project_of, kinds, y[..., 0].T[None].float())
+    draw = opposite_pairs.draw(generator, "cpu", 2)
+    shape = 2, T * points, 2
+    z = denoise(eps_of(w, process, 2), project, draw, shape, process.schedule, reuse_eps=False)
+    assert (z.mean(0).T - exact[..., 0]).square().mean() < 0.01 * exact.square().mean()
+    assert w.project(project_of, np.full(T, -1), y) is None
+
+
+def test_interleaved_sets_share_what_the_eeg_says(process):
+    """Each set of points says exactly what a mean of 1 adds to eps; together they must say what it
+    adds to all points."""
+
+    def shift(t, abar):
+        mixed = abar * process.prior.covariance(t, t) + (1 - abar) * torch.eye(len(t))
+        return torch.linalg.solve(mixed, torch.ones(2, len(t), 1).double())[..., 0].T.float()
+
+    for abar in (0.01, 0.3, 0.9):
+        sets = shift(torch.arange(40), abar).repeat(1, 2, 1, 1)
+        out = between_frames.interleave(process.prior, sets, abar)[0]
+        exact = shift(torch.arange(80) / 2, abar)
+        assert (out - exact)[20:60].abs().max() < 0.05 * exact[20:60].abs().max()
+
+
+# ---- Calibration -----------------------------------------------------------------------
+
+
+def test_calibration_of_a_normal():
+    error = torch.from_numpy(2 * np.random.default_rng(0).standard_normal(100_000))
+    u = torch.linspace(-15, 15, 3001).double()
+    for claim, in_50, in_90 in ((2.0, 0.5, 0.9), (1.0, 0.264, 0.589)):
+        parts = [calibration.sums(e, torch.full_like(e, claim)) for e in error.split(30_000)]
+        found = calibration.summary(sum(parts))
+        # The CRPS by its definition, the integral of (F(u) - 1[u > error])^2.
+        step = (u > error[:5000, None]).double()
+        crps = (torch.special.ndtr(u / claim) - step).square().sum(1).mean() * 0.01
+        assert abs(found["coverage_50"] - in_50) < 0.006
+        assert abs(found["coverage_90"] - in_90) < 0.006
+        assert abs(found["spread_to_error"] - claim / 2) < 0.01 and abs(found["crps"] - crps) < 0.03
+
+
+def test_spread_counts_what_is_free_and_takes_its_scale_from_what_it_was_given():
+    g = torch.Generator().manual_seed(0)
+    valid = torch.tensor([True] * 9 + [False])
+    spread = calibration.Spread(torch.zeros(10), valid)
+    x, mask = torch.zeros(500, 10), torch.zeros(500, 10, dtype=torch.bool)
+    mask[:, 0] = True
+    mean = 3 * torch.randn(500, 10, generator=g)
+    mean[:, [0, 9]] = 1e6  # observed, or constant: does not count
+    std = torch.ones(500, 10)
+    spread.fit_scale([(None, x, mask, {"neuroframes": (mean, std, None)})])
+    assert spread.scale == pytest.approx(3, rel=0.05) and not spread.sums
+    spread.add(x, mask, mean, std)
+    found = spread.summary()
+    assert [round(f["spread_to_error"] * 3, 1) for f in found.values()] == [1, 1, 3]
+
+
+def test_all_flags_of_chapters_have_a_help_text():
+    seen = []
+    add = functools.partial(lambda name, **how: seen.append((name, how.get("help"))))
+    beyond.add_training_flags(add)
+    beyond.add_sampling_flags(add)
+    assert len({name for name, _ in seen}) == len(seen) == 17 and all(text for _, text in seen)

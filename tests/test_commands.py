@@ -1,0 +1,192 @@
+"""The whole path, as commands on small subjects: what is written, and where."""
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL, command
+
+import data
+import sample as sampling
+import train
+
+
+def test_training_lowers_the_validation_loss(tiny, tmp_path, monkeypatch):
+    """Well below that of a network that has learned nothing of the EEG: one trained on shuffled EEG."""
+    losses = {}
+    subject = data.Subject(tiny)
+    other = tmp_path / "shuffled"
+    other.mkdir()
+    for name in ("fmri.npy", "subject.json"):
+        (other / name).symlink_to(f"{tiny}/{name}")
+    order = np.random.default_rng(0).permutation(len(subject.eeg))
+    np.save(other / "eeg.npy", subject.eeg[:][order])
+    for name, folder in (("true", tiny), ("shuffled", other)):
+        flags = "--data", folder, "--steps", 200, *SMALL, "--lr", "1e-2", "--no-vary", "--seed", 1
+        command(monkeypatch, train, *flags, "--out", tmp_path / name)
+        with open(tmp_path / name / "log.jsonl") as f:
+            losses[name] = [json.loads(line)["val_loss"] for line in f]
+        ckpt = torch.load(tmp_path / name / "ckpt.pt", weights_only=True)
+        assert ckpt["val_loss"] == min(losses[name]) < losses[name][0]
+    assert min(losses["true"]) < min(losses["shuffled"]) - 0.02, losses
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        [],
+        ["--interrecon"],
+        ["--interrecon", "--anchors", "0,5", "--samples", "3"],
+        ["--interrecon", "--paper", "--samples", "2"],
+    ],
+)
+def test_sample_writes_what_it_says(session, trained, tmp_path, monkeypatch, capsys, flags):
+    given = "--ckpt", trained / "ckpt.pt", "--out", tmp_path, "--samples", 2, "--steps", 5
+    command(monkeypatch, sampling, *given, *flags)
+    out = tmp_path / ("interrecon" if flags else "direct")
+    recon, truth, std, frames = (
+        np.load(out / f"{name}.npy") for name in ("recon", "truth", "std", "frames")
+    )
+    metrics = json.loads((out / "metrics.json").read_text())
+    subject = data.Subject(str(trained / "subject"))
+    normaliser = data.Normaliser.measure(subject, [(0, 45), (45, 90)])
+    assert frames.tolist() == list(range(135, 180)) and metrics["test_frames"] == 45
+    np.testing.assert_allclose(truth, normaliser.zscore(subject.fmri[135:180]), atol=1e-5)
+    anchors = [0, 5] if "--anchors" in flags else [0, 2, 4] if flags else []
+    seen = np.isin(np.arange(45) % 6, anchors)
+    if flags:
+        assert np.array_equal(recon[seen], truth[seen]) and not std[seen].any()
+        assert metrics["anchor_residual"] == 0.0 < metrics["residual_before"]
+    assert std[~seen].any(0)[normaliser.valid].all()
+
+    region, scores = subject.rois["visual"] & normaliser.valid, metrics["scores"]
+    missing = np.flatnonzero(~seen)
+    r = np.mean([np.corrcoef(recon[t, region], truth[t, region])[0, 1] for t in missing])
+    mse = ((recon - truth)[~seen][:, normaliser.valid] ** 2).mean()
+    assert scores["neuroframes"]["visual"]["r"]["mean"] == pytest.approx(r, abs=1e-5)
+    assert scores["neuroframes"]["whole"]["mse"]["mean"] == pytest.approx(mse, abs=1e-5)
+    controls = {"neuroframes", "neuroframes_1", "mean_frame", "shuffled_eeg"}
+    controls |= {"no_null_space", "linear", "gaussian"} if flags else set()
+    assert scores.keys() == controls
+    assert scores["neuroframes"].keys() == {"whole", "visual", "visual+audio", "mine"}
+
+    image = nib.load(out / "recon.dtseries.nii")
+    series = image.header.get_axis(0)
+    assert image.header.get_axis(1) == session[1] and series.start == pytest.approx(5 * 0.8)
+    assert (series.size, series.step, series.unit) == (45, 0.8, "SECOND")
+    np.testing.assert_allclose(image.get_fdata(), normaliser.raw(recon), rtol=1e-5)
+    assert (image.get_fdata()[:, 5] == 12.0).all()  # the constant vertex comes back as it was
+
+    table = capsys.readouterr().out
+    row = next(line for line in table.splitlines() if line.startswith("NeuroFrames, mean of"))
+    assert float(row.split()[4]) == pytest.approx(mse, abs=1e-3)
+    assert "The EEG" in table or "whether the EEG" in table
+    assert (f"{metrics['residual_before'] or 0:.3f} (rms) off" in table) == bool(flags)
+
+
+def test_partial_frames_points_between_frames_and_calibration(
+    session, trained, tmp_path, monkeypatch, capsys
+):
+    flags = "--ckpt", trained / "ckpt.pt", "--out", tmp_path, "--samples", 2, "--steps", 3
+    flags += "--frames", 5
+    command(monkeypatch, sampling, *flags, "--observe", "visual", "--gap", 3, "--upsample", 2)
+    out = tmp_path / "interrecon"
+    recon, truth, t = (np.load(out / f"{name}.npy") for name in ("recon", "truth", "frames"))
+    subject, metrics = data.Subject(str(trained / "subject")), json.load(open(out / "metrics.json"))
+    whole, visual = np.isin(np.arange(45) % 5, [0, 3]), subject.rois["visual"]
+    assert np.array_equal(t, 135 + np.arange(90) / 2) and recon.shape == (90, 48)
+    assert np.array_equal(recon[::2][whole], truth[whole])
+    assert np.array_equal(recon[::2][:, visual], truth[:, visual])
+    varies = truth.std(0) > 0
+    free = ~visual & varies  # the whole is what of it was not observed
+    assert (recon[::2] != truth)[~whole][:, free].all()
+    assert "visual" not in metrics["scores"]["neuroframes"]
+    mse = ((recon[::2] - truth)[~whole][:, free] ** 2).mean()
+    found = metrics["scores"]["neuroframes"]["whole"]["mse"]["mean"]
+    assert found == pytest.approx(mse, rel=1e-5)
+    assert nib.load(out / "recon.dtseries.nii").header.get_axis(0).step == 0.4
+
+    vertex = np.arange(48)
+    mask = np.stack([vertex < 20, vertex < 0, vertex >= 20])
+    np.save(tmp_path / "mask.npy", mask)
+    plain = "--observe", tmp_path / "mask.npy", "--projection", "plain", "--calibrate"
+    command(monkeypatch, sampling, *flags, *plain)
+    recon, mask = np.load(out / "recon.npy"), np.tile(mask, (15, 1))
+    assert np.array_equal(recon[mask], truth[mask])
+    assert (recon != truth)[:, varies][~mask[:, varies]].all()
+    assert len(json.load(open(out / "metrics.json"))["calibration"]) == 3
+    assert "hold the truth" in capsys.readouterr().out
+
+
+def test_any_length_from_one_checkpoint(tiny, tmp_path, monkeypatch):
+    """Windows of 3 and of 30 frames, and two tokens a frame; lengths matter, and all frames are there."""
+    flags = "--data", tiny, "--steps", 30, *SMALL, "--tokens-per-frame", 2, "--lr", "1e-2"
+    command(monkeypatch, train, *flags, "--out", tmp_path)
+    recon = {}
+    for window in (3, 30):
+        given = "--ckpt", tmp_path / "ckpt.pt", "--window", window, "--steps", 2, "--samples", 1
+        command(monkeypatch, sampling, *given)
+        recon[window] = np.load(tmp_path / "direct/recon.npy")
+        metrics = json.load(open(tmp_path / "direct/metrics.json"))
+        assert metrics["window"] == window and recon[window].shape == (60, 64)
+        assert np.isfinite(recon[window]).all() and metrics["scores"].keys() >= {"neuroframes"}
+    assert np.abs(recon[3] - recon[30]).max() > 1e-3
+
+
+def test_a_file_for_each_test_stretch(trained, tmp_path, monkeypatch):
+    """With two test runs there are two series, each with its own start."""
+    folder = tmp_path / "subject"
+    folder.mkdir()
+    for name in ("fmri.npy", "eeg.npy", "space.dscalar.nii"):
+        (folder / name).symlink_to(trained / "subject" / name)
+    meta = json.loads((trained / "subject/subject.json").read_text())
+    frames = [*range(50, 70), *range(135, 180)]
+    meta["split"] = {"train": list(range(45)), "test": frames}
+    (folder / "subject.json").write_text(json.dumps(meta))
+    given = "--ckpt", trained / "ckpt.pt", "--out", tmp_path, "--samples", 1, "--steps", 2
+    command(monkeypatch, sampling, *given, "--data", folder)
+    names = sorted(path.name for path in (tmp_path / "direct").glob("*.nii"))
+    assert names == ["recon_run-2_frame-50.dtseries.nii", "recon_run-4_frame-135.dtseries.nii"]
+    series = nib.load(tmp_path / "direct" / names[0]).header.get_axis(0)
+    assert series.size == 20 and series.start == pytest.approx((5 + 5) * 0.8)
+    assert np.load(tmp_path / "direct/frames.npy").tolist() == frames
+
+
+@pytest.mark.parametrize("frames, sizes", [(9_999, (128, 2, 64)), (10_000, (1024, 6, 1024))])
+def test_sizes_follow_the_subject(frames, sizes):
+    a = train.parse(["--preset", "paper"])
+    train.choose_sizes(a, frames)
+    assert (a.width, a.depth, a.latent_dim) == sizes
+    assert (a.predict, a.prior, a.eeg_encoder, a.context, a.vary) == (
+        "eps",
+        "none",
+        "conv",
+        0,
+        False,
+    )
+    a = train.parse(["--preset", "paper", "--width", "32", "--predict", "v", "--epochs", "1"])
+    train.choose_sizes(a, frames)
+    assert a.width == 32 and a.predict == "v" and a.steps == frames // 320
+
+
+def test_presets_and_defaults():
+    assert train.parse([]).preset == "tiny" and train.parse(["--data", "x"]).preset == "paper"
+    a = train.parse(["--preset", "tiny", "--no-vary"])
+    assert (a.predict, a.prior, a.eeg_encoder, a.context, a.vary) == (
+        "v",
+        "gaussian",
+        "bandpower",
+        6,
+        False,
+    )
+    a = train.parse(["--preset", "tiny", "--autoencoder", "joint"])
+    assert (a.prior, a.loss) == ("none", "latent")
+    a = sampling.parse(["--interrecon"])
+    assert (a.gap, a.samples, a.interrecon, a.paper) == (2, 8, True, False)
+    a = sampling.parse(["--interrecon", "--paper"])
+    assert (a.gap, a.samples, a.paper) == (2, 1, True)
+    a = sampling.parse(["--anchors", "0,9"])
+    assert a.interrecon and a.gap is None
+    assert not sampling.parse([]).interrecon

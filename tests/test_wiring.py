@@ -1,0 +1,868 @@
+"""What must change when something is changed, and what must not: every control, split, seed and flag that picks between two ways.
+
+A checkpoint is made to look trained (random weights everywhere, so that the EEG matters), and the scripts are run on a
+subject whose EEG and frames are changed piece by piece. Nothing here knows how the scripts are built inside: only their
+flags, their files, and what passes through the named functions of the method.
+"""
+
+import json
+import os
+import shutil
+import types
+
+import numpy as np
+import pytest
+import torch
+
+import beyond
+import data
+import neuroframes
+import sample as sampling
+import train
+from tools import checkpoints
+
+SUBJECT = dict(runs=10, frames=40, channels=4, fs=50, side=8, sources=4, background=3)
+VAL, TEST = slice(280, 320), slice(320, 400)  # run 8; runs 9 and 10
+SIZES = (
+    "--width 16 --heads 2 --depth 2 --eeg-dim 8 --latent-dim 6 --batch-size 4 --frames 6 --lr 3e-3 "
+    "--warmup 2 --ema 0.9 --device cpu --eeg-filters 4 --eeg-bands 4 --context 2 --preset tiny"
+).split()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return data.synthetic(str(tmp_path_factory.mktemp("wiring") / "subject"), **SUBJECT)
+
+
+def changed(folder, tmp_path, name="changed", **arrays):
+    """A copy of the subject in which functions have changed fmri, eeg or driven."""
+    copy = str(tmp_path / name)
+    shutil.copytree(folder, copy)
+    for array, change in arrays.items():
+        path = os.path.join(copy, f"{array}.npy")
+        found = np.load(path)
+        np.save(path, change(found).astype(np.float32))
+    return copy
+
+
+def noise(where, seed=0):
+    """A function that puts noise of the same size into some rows of an array."""
+
+    def change(array):
+        rng = np.random.default_rng(seed)
+        mean, std = array.mean(), array.std(0)
+        array[where] = mean + std * rng.standard_normal(array[where].shape)
+        return array
+
+    return change
+
+
+# ---- Training: splits, seeds, averages, rates ------------------------------------------
+
+
+def trained(folder, out, *flags):
+    train.main(["--data", folder, "--out", str(out), *SIZES, *map(str, flags)])
+    state = {name: torch.load(out / f"{name}.pt", weights_only=True) for name in ("ckpt", "last")}
+    log = [json.loads(line) for line in open(out / "log.jsonl")]
+    return types.SimpleNamespace(**state, log=log)
+
+
+def tensors(state, *parts):
+    return {f"{part}.{name}": t for part in parts for name, t in state[part].items()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize("flags", [[], ["--no-validation"], ["--autoencoder", "joint"]])
+def test_nothing_of_validation_or_test_runs_reaches_the_weights(folder, tmp_path, flags):
+    """But for the validation run under --no-validation, and in which step is kept."""
+    steps = ["--steps", 6, *flags]
+    before = trained(folder, tmp_path / "a", *steps)
+    for where, reaches in ((TEST, False), (VAL, "--no-validation" in flags)):
+        other = changed(folder, tmp_path, f"{where.start}", fmri=noise(where), eeg=noise(where))
+        after = trained(other, tmp_path / f"out-{where.start}", *steps)
+        parts = "model", "averaged", "autoencoder"
+        assert same(tensors(before.last, *parts), tensors(after.last, *parts)) != reaches
+        statistics = [tensors(run.ckpt, "normaliser") for run in (before, after)]
+        assert same(*statistics) != reaches
+        losses = [[line["loss"] for line in run.log] for run in (before, after)]
+        assert (losses[0] == losses[1]) != reaches
+        if where == VAL and not flags:
+            assert before.log[0]["val_loss"] != after.log[0]["val_loss"]
+        if where == TEST:
+            assert before.log[0]["val_loss"] == after.log[0]["val_loss"]
+
+
+def test_other_seeds_draw_other_things_and_the_same_seed_the_same(folder, tmp_path):
+    """Also after the start: one state of training goes on in another way under another seed."""
+    first = trained(folder, tmp_path / "a", "--steps", 4)
+    again = trained(folder, tmp_path / "b", "--steps", 4)
+    other = trained(folder, tmp_path / "c", "--steps", 4, "--seed", 1)
+    assert same(tensors(first.last, "model"), tensors(again.last, "model"))
+    assert not same(tensors(first.last, "model"), tensors(other.last, "model"))
+    resumed = {}
+    for seed in (0, 1):
+        out = tmp_path / f"resumed-{seed}"
+        shutil.copytree(tmp_path / "a", out)
+        state = torch.load(out / "last.pt", weights_only=True)
+        state["settings"].update(seed=seed, steps=6)
+        torch.save(state, out / "last.pt")
+        train.main(["--out", str(out), "--resume", "--device", "cpu"])
+        resumed[seed] = torch.load(out / "last.pt", weights_only=True)
+    assert resumed[0]["step"] == resumed[1]["step"] == 6
+    assert not same(tensors(resumed[0], "model"), tensors(resumed[1], "model"))
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """What passes through named functions while train.py runs: windows, and (z, n, eps) of every call of add_noise."""
+    calls = types.SimpleNamespace(windows=[], noised=[], rates=[], clipped=[])
+    draw_windows, add_noise = data.draw_windows, neuroframes.NoiseSchedule.add_noise
+    clip = torch.nn.utils.clip_grad_norm_
+    step = torch.optim.AdamW.step
+
+    def drawn(segments, *rest):
+        windows = draw_windows(segments, *rest)
+        calls.windows.append((list(segments), windows))
+        return windows
+
+    def noised(self, z, n, eps):
+        calls.noised.append((z.clone(), n.clone(), eps.clone(), torch.is_grad_enabled()))
+        return add_noise(self, z, n, eps)
+
+    def stepped(self, *rest, **how):
+        calls.rates.append([group["lr"] for group in self.param_groups])
+        return step(self, *rest, **how)
+
+    def clipped(weights, most, *rest, **how):
+        calls.clipped.append(most)
+        return clip(weights, most, *rest, **how)
+
+    monkeypatch.setattr(data, "draw_windows", drawn)
+    monkeypatch.setattr(neuroframes.NoiseSchedule, "add_noise", noised)
+    monkeypatch.setattr(torch.optim.AdamW, "step", stepped)
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", clipped)
+    return calls
+
+
+def training_calls(calls):
+    return [(z, n, eps) for z, n, eps, gradient in calls.noised if gradient]
+
+
+def test_every_step_draws_windows_levels_and_noise_of_its_own(folder, tmp_path, seen):
+    trained(folder, tmp_path / "a", "--steps", 30)
+    training = training_calls(seen)
+    assert len(seen.windows) == len(training) == 30
+    segments = data.Subject(folder).segments("train")
+    assert all(given == segments for given, _ in seen.windows)
+    assert len({tuple(map(tuple, windows)) for _, windows in seen.windows}) == 30
+    assert len({eps.sum().item() for _, _, eps in training}) == 30
+    n = torch.cat([n for _, n, _ in training])
+    assert n.min() >= 0 and n.max() <= 999 and len(n.unique()) > 0.9 * len(n)
+    assert abs(n.float().mean() - 500) < 150 and n.float().std() > 200
+    lengths = {windows[0][1] for _, windows in seen.windows}
+    assert (
+        min(lengths) == 2 and 16 <= max(lengths) <= 18
+    )  # --vary: a third of the 6 frames, to three times as many
+    for (_, windows), (z, n, eps) in zip(seen.windows, training):
+        K = windows[0][1]
+        assert len(windows) == len(n) == len(z) == 24 // K and z.shape[1] == eps.shape[1] == K
+    eps = torch.cat([eps.flatten() for _, _, eps in training])
+    assert abs(eps.mean()) < 0.05 and abs(eps.std() - 1) < 0.05
+    assert seen.clipped == [1.0] * 30
+
+
+def test_no_vary_keeps_the_length(folder, tmp_path, seen):
+    trained(folder, tmp_path / "a", "--steps", 5, "--no-vary")
+    assert {(len(windows), windows[0][1]) for _, windows in seen.windows} == {(4, 6)}
+
+
+def encoder_inputs(monkeypatch):
+    """EEG that reaches an encoder, [B,L,C,W] a call."""
+    found = []
+
+    def hook(module, inputs):
+        if type(module).__name__ in ("EEGEncoder", "BandPowerEncoder"):
+            found.append((inputs[0].detach().clone(), module.training))
+
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(hook)
+    return found, handle
+
+
+@pytest.mark.parametrize("flags", [["--no-vary"], []])
+def test_windows_bring_their_own_frames_and_eeg(folder, tmp_path, monkeypatch, seen, flags):
+    """z is what the fitted autoencoder makes of the z-scored frames; EEG is scaled, of the same frames and of `context` around
+    them, never of another run, and cut late by less than a frame with --vary."""
+    fed, handle = encoder_inputs(monkeypatch)
+    run = trained(folder, tmp_path / "a", "--steps", 8, *flags)
+    handle.remove()
+    subject = data.Subject(folder)
+    normaliser = data.Normaliser(**{k: v.numpy() for k, v in run.ckpt["normaliser"].items()})
+    ae = run.ckpt["autoencoder"]
+    x = torch.from_numpy(normaliser.zscore(subject.fmri[:]))
+    z_all = (x - ae["mean"]) @ ae["E"].T / ae["latent_scale"]
+    recording = torch.from_numpy(normaliser.eeg(subject.eeg[:]))  # [T,C,W]
+    assert recording[:280].abs().max() == 1  # the largest training value of each channel
+    shifts = set()
+    fed = [eeg for eeg, training in fed if training]
+    for (_, windows), (z, _, _), eeg in zip(seen.windows, training_calls(seen), fed):
+        for b, (start, K, low, high) in enumerate(windows):
+            torch.testing.assert_close(z[b], z_all[start : start + K], atol=1e-5, rtol=1e-4)
+            around = np.clip(np.arange(start - 2, start + K + 3), low, high - 1)
+            line = recording[around].transpose(0, 1).flatten(1)  # [C,(K+5)W] as it was recorded
+            found = eeg[b].transpose(0, 1).flatten(1)  # [C,(K+4)W]
+            W = recording.shape[-1]
+            shift = [s for s in range(W) if torch.equal(line[:, s : s + found.shape[1]], found)]
+            assert shift, (start, K)
+            shifts.add(shift[0])
+    assert shifts == {0} if flags else len(shifts) > 4
+
+
+@pytest.mark.parametrize("predict", ["eps", "v"])
+@pytest.mark.parametrize("prior", ["none", "gaussian"])
+@pytest.mark.parametrize("loss", ["latent", "vertex"])
+def test_the_first_loss_is_that_of_a_network_that_answers_0(
+    folder, tmp_path, seen, predict, prior, loss
+):
+    """So the logged loss is that of the prior alone, against the target; and the prior knows only training frames."""
+    flags = ["--predict", predict, "--prior", prior, "--loss", loss, "--steps", 1, "--no-vary"]
+    run = trained(folder, tmp_path, *flags)
+    (z, n, eps), scale = training_calls(seen)[0], run.ckpt["autoencoder"]["latent_scale"]
+    abar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000).double(), 0)[n][:, None, None]
+    target = abar.sqrt() * eps - (1 - abar).sqrt() * z if predict == "v" else eps.double()
+    guess = torch.zeros_like(target)
+    if prior == "gaussian":
+        c = run.ckpt["model"][
+            [k for k in run.ckpt["model"] if k.endswith("autocovariance")][0]
+        ].double()
+        lag = (torch.arange(6)[:, None] - torch.arange(6)).abs()
+        z_n = abar.sqrt() * z + (1 - abar).sqrt() * eps
+        for b in range(len(z)):
+            for j in range(z.shape[2]):
+                C = c[lag][:, :, j]
+                mix = abar[b, 0, 0] * C + (1 - abar[b, 0, 0]) * torch.eye(6)
+                e = (1 - abar[b, 0, 0]).sqrt() * torch.linalg.solve(mix, z_n[b, :, j])
+                if predict == "v":  # z0 and v that belong to this eps
+                    e = (e - (1 - abar[b, 0, 0]).sqrt() * z_n[b, :, j]) / abar[b, 0, 0].sqrt()
+                guess[b, :, j] = e
+    weight = scale**2 / (scale**2).mean() if loss == "vertex" else torch.ones_like(scale)
+    expected = ((guess - target).square() * weight).mean()
+    assert run.log[0]["loss"] == pytest.approx(expected.item(), rel=2e-4)
+
+
+def test_the_best_average_is_kept(folder, tmp_path, monkeypatch):
+    """ckpt.pt: the averaged weights, of the step with the lowest validation loss, not the raw ones and not the last."""
+    saved, save = [], checkpoints.save
+
+    def keep(path, state):
+        state = {
+            k: ({n: t.clone() for n, t in v.items()} if k == "averaged" else v)
+            for k, v in state.items()
+        }
+        saved.append((os.path.basename(path), state))
+        save(path, state)
+
+    monkeypatch.setattr(checkpoints, "save", keep)
+    run = trained(folder, tmp_path, "--steps", 40, "--lr", 0.03, "--ema", 0.5, "--warmup", 0)
+    losses = {line["step"]: line["val_loss"] for line in run.log}
+    best = min(losses, key=losses.get)
+    assert len(losses) == 20 and best < 40, losses
+    assert run.ckpt["step"] == best and run.ckpt["val_loss"] == losses[best]
+    (at_best,) = [state for name, state in saved if name == "last.pt" and state["step"] == best]
+    assert same(
+        tensors(run.ckpt, "model"), {f"model.{k}": t for k, t in at_best["averaged"].items()}
+    )
+    assert not same(tensors(run.ckpt, "model"), tensors(at_best, "model"))
+
+
+def test_without_validation_the_last_step_is_kept(folder, tmp_path):
+    run = trained(folder, tmp_path, "--steps", 6, "--no-validation")
+    assert run.ckpt["step"] == 6 and all(line["val_loss"] is None for line in run.log)
+    averaged = {f"model.{k}": t for k, t in run.last["averaged"].items()}
+    assert same(tensors(run.ckpt, "model"), averaged)
+    assert not same(tensors(run.ckpt, "model"), tensors(run.last, "model"))
+
+
+def test_the_average_follows_its_formula(folder, tmp_path):
+    """After each step: decay average + (1 - decay) weights, decay = min(ema, (1 + step) / (10 + step))."""
+    for ema in (0.9, 0.2):
+        weights = {
+            0: trained(
+                folder, tmp_path / f"{ema}-0", "--steps", 1, "--lr", 1e-30, "--ema", ema
+            ).last["averaged"]
+        }
+        for steps in (1, 2):
+            flags = "--steps", steps, "--ema", ema, "--warmup", 0
+            weights[steps] = trained(folder, tmp_path / f"{ema}-{steps}", *flags).last
+        expected = dict(weights[0])
+        for step in (1, 2):
+            decay = min(ema, (1 + step) / (10 + step))
+            for name, w in weights[step]["model"].items():
+                if w.is_floating_point() and "running" not in name:
+                    expected[name] = decay * expected[name] + (1 - decay) * w
+            for name, w in weights[step]["averaged"].items():
+                if w.is_floating_point() and "running" not in name:
+                    torch.testing.assert_close(w, expected[name], atol=1e-6, rtol=1e-5)
+
+
+def test_learning_rate_warms_up_and_decays(folder, tmp_path, seen):
+    run = trained(folder, tmp_path / "a", "--steps", 20, "--warmup", 4, "--lr", 0.01)
+    rates = [rate for (rate,) in seen.rates]
+    cosine = 0.005 * (1 + np.cos(np.pi * np.arange(20) / 20))
+    np.testing.assert_allclose(rates, np.minimum(0.01 * (np.arange(20) + 1) / 4, cosine), rtol=1e-6)
+    assert rates[10] == pytest.approx(0.005) and rates[19] < 1e-4
+    np.testing.assert_allclose([line["lr"] for line in run.log], rates)
+    seen.rates.clear()
+    trained(folder, tmp_path / "b", "--steps", 5, "--warmup", 0, "--lr", 0.01)
+    assert seen.rates == [[0.01]] * 5
+
+
+def test_weight_decay_and_steps_from_epochs(folder, tmp_path):
+    """Of weights without a gradient (all but the head's, whose zeros let nothing through) only the decay is left."""
+    runs = {
+        w: trained(folder, tmp_path / str(w), "--steps", 1, "--weight-decay", w, "--warmup", 0)
+        for w in (0, 0.5)
+    }
+    without, with_decay = (run.last["model"] for run in runs.values())
+    (name,) = [name for name in without if name.endswith("blocks.0.mlp.0.weight")]
+    torch.testing.assert_close(with_decay[name], without[name] * (1 - 3e-3 * 0.5))
+    run = trained(folder, tmp_path / "epochs", "--epochs", 2)
+    assert run.last["step"] == 2 * 280 // 24
+
+
+def test_resume_goes_on_and_does_not_begin_anew(folder, tmp_path, seen):
+    trained(folder, tmp_path, "--steps", 4)
+    state = torch.load(tmp_path / "last.pt", weights_only=True)
+    state["settings"]["steps"] = 7
+    torch.save(state, tmp_path / "last.pt")
+    before = len(seen.windows)
+    train.main(["--out", str(tmp_path), "--resume", "--device", "cpu"])
+    assert len(seen.windows) == before + 3
+    assert [json.loads(line)["step"] for line in open(tmp_path / "log.jsonl")] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+        7,
+    ]
+    assert len({tuple(map(tuple, windows)) for _, windows in seen.windows}) == 7
+
+
+def test_encoder_flags_reach_the_encoder(folder, tmp_path):
+    made = {}
+    for name, flags in {
+        "both": [],
+        "log": ["--eeg-power", "log"],
+        "conv": ["--eeg-encoder", "conv"],
+        "dropped": ["--eeg-dropout", "0.99"],
+    }.items():
+        made[name] = trained(folder, tmp_path / name, "--steps", 3, *flags).last
+    outs = {
+        k: next(t for n, t in v["model"].items() if n == "encoder.out.weight")
+        for k, v in made.items()
+        if k != "conv"
+    }
+    assert outs["both"].shape == (8, 2 * 4 * 4) and outs["log"].shape == (8, 4 * 4)
+    assert not torch.equal(outs["both"], outs["dropped"])
+    assert not any(name == "encoder.out.weight" for name in made["conv"]["model"])
+
+
+def test_validation_is_of_the_average_without_dropout(folder, tmp_path, monkeypatch):
+    """The networks that validate are not in training mode: an encoder that drops nothing, batch norm as it was learned."""
+    fed, handle = encoder_inputs(monkeypatch)
+    run = trained(folder, tmp_path, "--steps", 2, "--no-vary")
+    handle.remove()
+    subject = data.Subject(folder)
+    scaled = subject.eeg[VAL] / run.ckpt["normaliser"]["eeg_scale"].numpy()[:, None]
+    validating = [eeg for eeg, training in fed if not training]
+    assert validating and sum(training for _, training in fed) == 2
+    W = scaled.shape[-1]
+    for eeg in validating:
+        for window in eeg:  # [L,C,W], of the validation run
+            assert any(np.allclose(window[3], frame) for frame in scaled), W
+
+
+# ---- Sampling: controls, projections, seeds --------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ckpts(folder, tmp_path_factory):
+    """Checkpoints with random weights everywhere: of the tiny preset, and of one without a prior."""
+    out = tmp_path_factory.mktemp("ckpts")
+    for name, flags in {
+        "tiny": [],
+        "plain": ["--prior", "none", "--predict", "eps", "--eeg-encoder", "conv"],
+    }.items():
+        train.main(["--data", folder, "--out", str(out / name), *SIZES, "--steps", "1", *flags])
+        path, g = out / name / "ckpt.pt", torch.Generator().manual_seed(0)
+        state = torch.load(path, weights_only=True)
+        for key, w in state["model"].items():
+            if w.is_floating_point() and "running" not in key and "prior" not in key:
+                w += 0.15 * torch.randn(w.shape, generator=g)
+        torch.save(state, path)
+    return out
+
+
+def reconstructed(ckpts, tmp_path, *flags, name="tiny"):
+    """What sample.py made: every method's test frames [T,V] by name, its arrays, its scores."""
+    made = {}
+
+    def also(method, k, x_hat):
+        made.setdefault(method, {}).update(zip(np.asarray(k).tolist(), np.asarray(x_hat)))
+
+    argv = ["--ckpt", str(ckpts / name / "ckpt.pt"), "--out", str(tmp_path), "--device", "cpu"]
+    given = [str(f) for f in flags]
+    defaults = {"--steps": "4", "--samples": "2"}
+    for flag, value in defaults.items():
+        if flag not in given:
+            argv += [flag, value]
+    sampling.main([*argv, *given], also)
+    folders = [tmp_path / mode for mode in ("direct", "interrecon") if (tmp_path / mode).exists()]
+    newest = max(folders, key=lambda path: path.stat().st_mtime_ns)
+    arrays = {p.stem: np.load(p) for p in newest.glob("*.npy")}
+    metrics = json.load(open(newest / "metrics.json"))
+    stacked = {
+        method: np.stack([found[k] for k in sorted(found)]) for method, found in made.items()
+    }
+    shutil.rmtree(newest)
+    return types.SimpleNamespace(**stacked, made=stacked, metrics=metrics, arrays=arrays)
+
+
+def test_sampling_seed(ckpts, tmp_path):
+    a, b, c = (reconstructed(ckpts, tmp_path, "--seed", seed) for seed in (0, 0, 1))
+    assert np.array_equal(a.neuroframes, b.neuroframes) and np.array_equal(
+        a.shuffled_eeg, b.shuffled_eeg
+    )
+    assert np.abs(a.neuroframes - c.neuroframes).max() > 1e-3
+
+
+def test_direct_reads_the_eeg_of_its_own_run_and_no_frames(ckpts, folder, tmp_path):
+    before = reconstructed(ckpts, tmp_path)
+    no_frames = changed(folder, tmp_path, "frames", fmri=noise(TEST))
+    after = reconstructed(ckpts, tmp_path, "--data", no_frames)
+    assert np.array_equal(before.neuroframes, after.neuroframes)
+    assert np.array_equal(before.shuffled_eeg, after.shuffled_eeg)
+    assert not np.array_equal(before.arrays["truth"], after.arrays["truth"])
+    other_run = changed(folder, tmp_path, "eeg", eeg=noise(slice(360, 400)))
+    after = reconstructed(ckpts, tmp_path, "--data", other_run)
+    assert np.array_equal(before.neuroframes[:40], after.neuroframes[:40])
+    assert np.abs(before.neuroframes[40:] - after.neuroframes[40:]).max() > 1e-2
+    training = changed(folder, tmp_path, "training", eeg=noise(slice(0, 320)), fmri=noise(VAL))
+    after = reconstructed(ckpts, tmp_path, "--data", training)
+    assert np.array_equal(before.neuroframes, after.neuroframes)
+
+
+def test_eeg_is_scaled_as_in_training(ckpts, folder, tmp_path):
+    """EEG 8 times as large, and a scale 8 times as large: the same bits. The scale alone: not."""
+    before = reconstructed(ckpts, tmp_path)
+    loud = changed(folder, tmp_path, "loud", eeg=lambda eeg: 8 * eeg)
+    after = reconstructed(ckpts, tmp_path, "--data", loud)
+    assert np.abs(before.neuroframes - after.neuroframes).max() > 1e-2
+    state = torch.load(ckpts / "tiny" / "ckpt.pt", weights_only=True)
+    state["normaliser"]["eeg_scale"] *= 8
+    (tmp_path / "scaled").mkdir()
+    torch.save(state, tmp_path / "scaled" / "ckpt.pt")
+    after = reconstructed(tmp_path, tmp_path, "--data", loud, name="scaled")
+    assert np.array_equal(before.neuroframes, after.neuroframes)
+
+
+@pytest.mark.parametrize("flags", [["--gap", 3], ["--anchors", "0,5"], ["--observe", "patch"]])
+def test_each_control_depends_on_what_it_should(ckpts, folder, tmp_path, flags):
+    """Change the EEG of the test runs; the observed frames; the others: who notices?"""
+    side = np.arange(64)
+    patch = (side % 8 < 4) & (side // 8 < 4)
+    k = np.arange(40) % 6
+    whole = (
+        np.isin(k, [0, 5] if "--anchors" in flags else [0, 3])
+        if "--observe" not in flags
+        else k < 0
+    )
+    seen_part = np.tile((whole[:, None] | (patch if "--observe" in flags else side < 0)), (2, 1))
+
+    def shift(observed):
+        def change(fmri):
+            fmri[TEST] += np.where(seen_part == observed, 30.0, 0.0)
+            return fmri
+
+        return change
+
+    before = reconstructed(ckpts, tmp_path, *flags)
+    subjects = {
+        "eeg": changed(folder, tmp_path, "eeg", eeg=noise(TEST)),
+        "observed": changed(folder, tmp_path, "observed", fmri=shift(True)),
+        "others": changed(folder, tmp_path, "others", fmri=shift(False)),
+    }
+    notices = {
+        "neuroframes": {"eeg", "observed"},
+        "neuroframes_1": {"eeg", "observed"},
+        "shuffled_eeg": {"eeg", "observed"},
+        "no_null_space": {"eeg"},
+        "gaussian": {"observed"},
+        "mean_frame": set(),
+        "linear": {"observed"},
+    }
+    for what, subject in subjects.items():
+        after = reconstructed(ckpts, tmp_path, "--data", subject, *flags)
+        for method, by in notices.items():
+            if method == "linear" and "--observe" in flags:
+                assert method not in before.made  # nothing was seen whole
+                continue
+            pair = [run.made[method][~seen_part] for run in (before, after)]
+            assert np.array_equal(*pair) == (what not in by), (method, what)
+
+
+def test_controls_have_their_values(ckpts, folder, tmp_path):
+    """Mean frame 0; straight lines between anchors of the same run; C_mo C_oo^-1 y; what the sources cause; all scored alike."""
+    run = reconstructed(ckpts, tmp_path, "--anchors", "0,4", "--window", 40, "--overlap", 0)
+    truth, seen_frames = run.arrays["truth"], np.isin(np.arange(40) % 6, [0, 4])
+    state = torch.load(ckpts / "tiny" / "ckpt.pt", weights_only=True)
+    ae, c = (
+        state["autoencoder"],
+        state["model"][[k for k in state["model"] if "autocovariance" in k][0]].double(),
+    )
+    assert not run.mean_frame.any()
+    at = np.flatnonzero(seen_frames)
+    C = c[(torch.arange(40)[:, None] - torch.arange(40)).abs()].permute(2, 0, 1)  # [d,T,T]
+    gain = C[:, :, at] @ torch.linalg.inv(C[:, at][:, :, at])
+    for rows in (slice(0, 40), slice(40, 80)):
+        x = truth[rows]
+        lines = np.stack([np.interp(np.arange(40), at, x[at, v]) for v in range(64)], 1)
+        np.testing.assert_allclose(run.linear[rows], lines, atol=1e-5)
+        y = (torch.from_numpy(x[at]) - ae["mean"]) @ ae["E"].T / ae["latent_scale"]
+        z = torch.einsum("dto,od->td", gain, y.double()).float()
+        frames = (z * ae["latent_scale"]) @ ae["E"] + ae["mean"]
+        np.testing.assert_allclose(
+            run.gaussian[rows][~seen_frames], frames[~seen_frames], atol=5e-3
+        )
+    subject = data.Subject(folder)
+    normaliser = data.Normaliser(**{k: v.numpy() for k, v in state["normaliser"].items()})
+    np.testing.assert_allclose(run.ceiling, normaliser.zscore(subject.driven[TEST]), atol=1e-5)
+    np.testing.assert_allclose(truth, normaliser.zscore(subject.fmri[TEST]), atol=1e-5)
+
+
+@pytest.mark.parametrize("flags", [[], ["--gap", 3]])
+def test_scores_are_those_of_the_frames(ckpts, folder, tmp_path, flags):
+    """Of every method and region, mean over frames and deviation over windows; what was observed does not count."""
+    run = reconstructed(ckpts, tmp_path, *flags)
+    subject, truth = data.Subject(folder), run.arrays["truth"]
+    free = np.tile(~np.isin(np.arange(40) % 6, [0, 3] if flags else []), 2)
+    windows = [
+        slice(low + i, min(low + i + 6, low + 40)) for low in (0, 40) for i in range(0, 40, 6)
+    ]
+    np.testing.assert_array_equal(run.arrays["recon"], run.neuroframes)
+    for method, frames in run.made.items():
+        for region, mask in {"whole": np.ones(64, bool), **subject.rois}.items():
+            a, b = frames[:, mask].astype(float), truth[:, mask].astype(float)
+            mse = ((a - b) ** 2).mean(1)
+            norm = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+            cos = (a * b).sum(1) / np.where(norm > 0, norm, 1)
+            a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
+            norm = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+            r = (a * b).sum(1) / np.where(norm > 1e-9, norm, 1)
+            if method == "ceiling":
+                found = run.metrics["ceiling"][region]
+            else:
+                found = run.metrics["scores"][method][region]
+            for metric, values in {"mse": mse, "r": r, "cos": cos}.items():
+                mean = values[free].mean()
+                std = np.std([values[w][free[w]].mean() for w in windows])
+                if method == "ceiling":
+                    assert found[metric] == pytest.approx(mean, abs=1e-5)
+                else:
+                    assert found[metric]["mean"] == pytest.approx(mean, abs=1e-5), (
+                        method,
+                        region,
+                        metric,
+                    )
+                    assert found[metric]["std"] == pytest.approx(std, abs=1e-5), (
+                        method,
+                        region,
+                        metric,
+                    )
+
+
+def decoded(monkeypatch):
+    """Latents that are decoded with a leading axis of samples, in order."""
+    found, decode = [], neuroframes.LinearAutoencoder.decode
+
+    def kept(self, z):
+        out = decode(self, z)
+        if z.ndim > 2:
+            found.append((z.clone(), out.clone()))
+        return out
+
+    monkeypatch.setattr(neuroframes.LinearAutoencoder, "decode", kept)
+    return found
+
+
+@pytest.mark.parametrize("samples", [1, 2, 3, 4])
+def test_mean_spread_and_first_sample(ckpts, tmp_path, monkeypatch, samples):
+    """Opposite pairs have their mean in the middle: no degree of freedom is lost. Else one is."""
+    found = decoded(monkeypatch)
+    run = reconstructed(ckpts, tmp_path, "--samples", samples)
+    frames = (
+        np.concatenate(
+            [
+                x.numpy().reshape(samples, -1, 64)
+                for z, x in found
+                if len(z) == samples and samples > 1
+            ],
+            1,
+        )
+        if (samples > 1)
+        else None
+    )
+    if samples == 1:
+        assert "std" not in run.arrays and np.array_equal(run.neuroframes, run.neuroframes_1)
+        return
+    frames = frames[:, :80] if frames.shape[1] > 80 else frames
+    np.testing.assert_allclose(run.neuroframes, frames.mean(0), atol=1e-5)
+    np.testing.assert_allclose(run.neuroframes_1, frames[0], atol=1e-5)
+    np.testing.assert_allclose(run.arrays["std"], frames.std(0, ddof=samples % 2), atol=1e-4)
+    assert run.metrics["samples"] == samples
+
+
+def calls_of_denoise(monkeypatch, recompute=False):
+    """Arguments of every call of Algorithm 1, the inputs of its network and the noise it begins with. recompute: always epsilon."""
+    found, denoise = [], neuroframes.denoise
+
+    def wrapped(eps_model, project, draw, shape, schedule, steps, eta, reuse_eps):
+        inputs = []
+
+        def eps(z_n, n):
+            inputs.append((z_n.clone(), int(n.flatten()[0])))
+            return eps_model(z_n, n)
+
+        how = {"shape": shape, "held": project is not None, "reuse_eps": reuse_eps, "eta": eta}
+        found.append(types.SimpleNamespace(inputs=inputs, **how))
+        reuse_eps = reuse_eps and not recompute
+        return denoise(eps, project, draw, shape, schedule, steps, eta, reuse_eps)
+
+    monkeypatch.setattr(neuroframes, "denoise", wrapped)
+    monkeypatch.setattr(beyond.drawing, "denoise", wrapped)
+    return found
+
+
+def test_even_numbers_of_samples_come_as_opposite_pairs(ckpts, tmp_path, monkeypatch):
+    calls = calls_of_denoise(monkeypatch)
+    reconstructed(ckpts, tmp_path, "--samples", 4)
+    reconstructed(ckpts, tmp_path, "--samples", 3)
+    noise = calls[0].inputs[0][0]  # [4 x 2 runs,T,d]
+    assert torch.equal(noise[:4], -noise[4:]) and len(noise) == 8
+    assert not torch.equal(noise[:2], noise[2:4])
+    noise = calls[-1].inputs[0][0]
+    assert len(noise) == 6 and all(
+        not torch.equal(noise[i], -noise[j]) for i in range(6) for j in range(i)
+    )
+
+
+def test_steps_eta_and_epsilon_are_those_asked_for(ckpts, tmp_path, monkeypatch):
+    calls = calls_of_denoise(monkeypatch)
+    deterministic = reconstructed(ckpts, tmp_path, "--gap", 3, "--steps", 7)
+    visited = [n for _, n in calls[0].inputs]
+    assert visited == np.linspace(999, 0, 7).round().astype(int).tolist()
+    assert len(calls) == 3  # with the EEG, with shuffled EEG, without the null space
+    noisy = reconstructed(ckpts, tmp_path, "--gap", 3, "--steps", 7, "--eta", 1)
+    assert np.abs(deterministic.neuroframes - noisy.neuroframes).max() > 1e-2
+    calls.clear()
+    plain = reconstructed(ckpts, tmp_path, "--gap", 3, "--steps", 7, "--projection", "plain")
+    assert np.abs(deterministic.neuroframes - plain.neuroframes).max() > 1e-3
+    assert [call.reuse_eps for call in calls] == [True] * 3
+
+
+@pytest.mark.parametrize("name", ["tiny", "plain"])
+def test_windows_apart_know_nothing_of_each_other(ckpts, folder, tmp_path, name):
+    """Without overlap a change of EEG stays in its window, but for `context` around it; with overlap it travels."""
+    other = changed(folder, tmp_path, "eeg", eeg=noise(slice(320, 324)))
+    for overlap, travels in ((0, False), (4, True)):
+        flags = "--window", 8, "--overlap", overlap
+        pair = [
+            reconstructed(ckpts, tmp_path, *flags, *more, name=name)
+            for more in ([], ["--data", other])
+        ]
+        moved = np.abs(pair[0].neuroframes - pair[1].neuroframes).max(1)
+        assert (moved[:4] > 1e-4).all() and (moved[40:] == 0).all()
+        assert (moved[8 : 8 + 8].max() > 1e-5) == travels
+        assert moved[36] == 0 or travels
+
+
+def test_context_is_as_wide_as_in_training(ckpts, folder, tmp_path):
+    """2 frames before and after a window: with windows of 8 frames apart, frame 10's EEG is heard in the window 0 to 7, frame
+    11's is not (but the band power of a window looks at its neighbours, so frame 11's is, and frame 12's is not)."""
+    before = reconstructed(ckpts, tmp_path, "--window", 8, "--overlap", 0)
+    for frame, heard in ((9, True), (12, False), (13, False)):
+        other = changed(folder, tmp_path, f"{frame}", eeg=noise(slice(320 + frame, 321 + frame)))
+        after = reconstructed(ckpts, tmp_path, "--window", 8, "--overlap", 0, "--data", other)
+        assert (np.abs(before.neuroframes[:8] - after.neuroframes[:8]).max() > 0) == heard, frame
+
+
+def test_shuffled_eeg_is_the_same_model_with_another_windows_eeg(ckpts, folder, tmp_path):
+    """Every block of 8 frames gets the EEG of one other block, and every block's EEG is used once. Change the EEG of a block:
+    with windows apart the blocks that notice are the one that has it, and those next to that one, by their context of 2."""
+    flags = "--frames", 8, "--window", 8, "--overlap", 0
+    before, receivers = reconstructed(ckpts, tmp_path, *flags, name="plain"), []
+    blocks = [(i, i + 8) for i in range(0, 80, 8)]
+    near = [{j for j in (i - 1, i, i + 1) if j // 5 == i // 5} for i in range(10)]
+    for b, (start, stop) in enumerate(blocks):
+        other = changed(folder, tmp_path, f"{b}", eeg=noise(slice(320 + start, 320 + stop)))
+        after = reconstructed(ckpts, tmp_path, *flags, "--data", other, name="plain")
+        for method in ("neuroframes", "shuffled_eeg"):
+            change = np.abs(before.made[method] - after.made[method]).max(1)
+            notice = {i for i, (low, high) in enumerate(blocks) if change[low:high].any()}
+            if method == "neuroframes":
+                assert notice == near[b]
+            else:
+                receivers += [i for i in range(10) if near[i] == notice]
+                assert receivers[-1] != b
+    assert len(set(receivers)) == len(receivers) == 10
+
+
+def test_anchors_are_held_at_every_step_and_come_back_exactly(ckpts, tmp_path, monkeypatch):
+    found = decoded(monkeypatch)
+    run = reconstructed(ckpts, tmp_path, "--gap", 3, "--samples", 1)
+    seen_frames = np.tile(np.arange(40) % 6 % 3 == 0, 2)
+    truth = run.arrays["truth"]
+    assert np.array_equal(run.neuroframes[seen_frames], truth[seen_frames])
+    assert np.array_equal(run.shuffled_eeg[seen_frames], truth[seen_frames])
+    assert not np.array_equal(run.no_null_space[seen_frames], truth[seen_frames])
+    assert run.metrics["anchor_residual"] == 0
+    # What the last projection has to mend is what latents leave out: the decoded anchors are D(E(x)).
+    state = torch.load(ckpts / "tiny" / "ckpt.pt", weights_only=True)["autoencoder"]
+    E = state["E"].numpy()
+    x = truth[seen_frames] - state["mean"].numpy()
+    left_out = x - x @ E.T @ E
+    blocks = [slice(i, min(i + 6, low + 40)) for low in (0, 40) for i in range(low, low + 40, 6)]
+    rows = np.flatnonzero(seen_frames)
+    parts = [(left_out[(rows >= b.start) & (rows < b.stop)] ** 2).mean() for b in blocks]
+    assert run.metrics["residual_before"] == pytest.approx(np.mean(parts) ** 0.5, rel=1e-2)
+    assert found
+
+
+def test_no_null_space_is_what_the_eeg_alone_says(ckpts, tmp_path):
+    free = reconstructed(ckpts, tmp_path, "--gap", 3, "--no-null-space")
+    direct = reconstructed(ckpts, tmp_path)
+    np.testing.assert_array_equal(free.neuroframes, direct.neuroframes)
+    assert free.metrics["null_space"] is False and free.metrics["anchor_residual"] is None
+    assert "no_null_space" not in free.metrics["scores"]
+
+
+def test_calibration_scale_is_of_the_validation_run(ckpts, folder, tmp_path):
+    flags = "--gap", 3, "--calibrate", "--samples", 4
+    scales = {}
+    for name, where in (("test", TEST), ("val", VAL), ("none", slice(0, 0))):
+        other = changed(folder, tmp_path, name, fmri=noise(where))
+        found = reconstructed(ckpts, tmp_path, *flags, "--data", other).metrics["calibration"]
+        assert len(found) == 3
+        scales[name] = list(found)[-1]
+    assert scales["test"] == scales["none"] != scales["val"]
+
+
+def test_spread_is_compared_with_the_error(ckpts, tmp_path):
+    run = reconstructed(ckpts, tmp_path, "--samples", 4)
+    error = np.abs(run.neuroframes - run.arrays["truth"])
+    std = run.arrays["std"]
+    found = run.metrics["calibration"]["samples"]
+    assert found["spread_to_error"] == pytest.approx(
+        np.sqrt((std**2).sum() / (error**2).sum()), rel=1e-4
+    )
+    assert found["coverage_90"] == pytest.approx((error < 1.64485 * std).mean(), abs=1e-3)
+    assert found["coverage_50"] == pytest.approx((error < 0.67449 * std).mean(), abs=1e-3)
+
+
+def test_points_between_frames_hear_the_eeg_of_their_time(ckpts, folder, tmp_path):
+    """EEG of the second half of a frame's window moves the point half a TR later more than the frame itself."""
+
+    def late(eeg):
+        W = eeg.shape[-1]
+        eeg[325, :, W // 2 :] *= -3
+        return eeg
+
+    other = changed(folder, tmp_path, "late", eeg=late)
+    flags = "--upsample", 2, "--gap", 3
+    pair = [reconstructed(ckpts, tmp_path, *flags, *more) for more in ([], ["--data", other])]
+    recon = [run.arrays["recon"] for run in pair]
+    assert recon[0].shape == (160, 64) and np.array_equal(
+        pair[0].arrays["frames"], 320 + np.arange(160) / 2
+    )
+    np.testing.assert_array_equal(recon[0][::2], pair[0].neuroframes)
+    moved = np.abs(recon[0] - recon[1]).max(1)
+    assert moved[80:].max() == 0 and moved[11] > 0
+
+
+def test_period_of_anchors_and_scored_windows(ckpts, tmp_path):
+    run = reconstructed(ckpts, tmp_path, "--frames", 8, "--anchors", "0,7")
+    kept = np.tile(np.isin(np.arange(40) % 8, [0, 7]), 2)
+    assert np.array_equal(run.neuroframes[kept], run.arrays["truth"][kept])
+    assert (run.neuroframes[~kept] != run.arrays["truth"][~kept]).any(1).all()
+    assert run.metrics["frames"] == 8
+
+
+# ---- The paper to the letter -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["tiny", "plain"])
+@pytest.mark.parametrize("anchors", [[], ["--anchors", "0,4"]])
+def test_the_paper_is_what_is_left_without_the_chapters(
+    ckpts, tmp_path, monkeypatch, name, anchors
+):
+    """Windows apart, one sample, A^+, epsilon recomputed: beyond.WholeRuns with all of it switched off, but for epsilon,
+    which is the one thing that has no flag, draws the same frames from the same noise."""
+    calls = calls_of_denoise(monkeypatch, recompute=True)
+    flags = *anchors, "--frames", 8, "--eta", 1, "--steps", 5, "--samples", 1
+    paper = reconstructed(ckpts, tmp_path, "--paper", *flags, name=name)
+    assert all(call.reuse_eps is False and call.eta == 1 for call in calls)
+    assert [call.held for call in calls] == ([True, True, False] if anchors else [False, False])
+    assert calls[0].shape == (10, 8, 6)  # all windows of both runs, one sample
+    calls.clear()
+    off = "--projection", "plain", "--window", 8, "--overlap", 0
+    ours = reconstructed(ckpts, tmp_path, *flags, *off, name=name)
+    assert calls[0].reuse_eps is True and calls[0].shape == (2, 40, 6)
+    assert paper.made.keys() == ours.made.keys()
+    for method in paper.made:
+        far = np.abs(paper.made[method] - ours.made[method]).max()
+        assert far < 1e-3 * max(1, np.abs(ours.made[method]).max()), (method, far)
+
+
+def test_the_papers_samples_and_steps(ckpts, tmp_path, monkeypatch):
+    """One sample, DDIM of 50 calls unless said otherwise; 1,000 calls with the noise of DDPM; several samples are averaged."""
+    calls = calls_of_denoise(monkeypatch)
+    one = reconstructed(ckpts, tmp_path, "--paper", "--samples", 1, "--steps", 50)
+    assert (
+        one.metrics["samples"] == 1 and one.metrics["paper"] is True and len(calls[0].inputs) == 50
+    )
+    assert calls[0].eta == 0 and calls[0].held is False
+    assert np.array_equal(one.neuroframes, one.neuroframes_1)
+    calls.clear()
+    reconstructed(ckpts, tmp_path, "--paper", "--samples", 1, "--steps", 1000, "--eta", 1)
+    assert [n for _, n in calls[0].inputs] == list(range(999, -1, -1))
+    few = reconstructed(ckpts, tmp_path, "--paper", "--samples", 3)
+    noise = [call.inputs[0][0] for call in calls[-6:-3]]
+    assert not any(torch.equal(noise[i], -noise[j]) for i in range(3) for j in range(3))
+    assert few.arrays["std"].shape == (80, 64) and few.arrays["std"].min() > 0
+
+
+def test_the_papers_windows_know_nothing_of_each_other(ckpts, folder, tmp_path):
+    flags = "--paper", "--frames", 8
+    before = reconstructed(ckpts, tmp_path, *flags, name="plain")
+    other = changed(folder, tmp_path, "eeg", eeg=noise(slice(320, 328)))
+    after = reconstructed(ckpts, tmp_path, *flags, "--data", other, name="plain")
+    moved = np.abs(before.neuroframes - after.neuroframes).max(1)
+    assert (moved[:8] > 0).all() and (moved[8:16] > 0).any()  # by their context of 2 frames
+    assert not moved[16:].any()
+
+
+def test_shuffled_is_a_permutation_without_fixed_points():
+    blocks = [np.arange(i, min(i + 10, 95)) for i in range(0, 95, 10)]
+    for seed in range(20):
+        whose = sampling.shuffled(blocks, seed)
+        donors = [int(whose[block[0]] // 10) for block in blocks]
+        assert sorted(donors) == list(range(10)) and all(i != j for i, j in enumerate(donors))
+        assert len(whose) == 95 and all(len(set(whose[block] // 10)) == 1 for block in blocks)
+        lengths = [len(blocks[donor]) for donor in donors]
+        assert all(whose[b][0] == blocks[d][0] for b, d in zip(blocks, donors)) and 5 in lengths
+    assert (sampling.shuffled(blocks, 0) != sampling.shuffled(blocks, 1)).any()
+    assert sampling.shuffled(blocks[:1], 0).tolist() == list(range(10))  # an only one keeps its own

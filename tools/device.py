@@ -1,0 +1,82 @@
+"""The device: which one, in what precision it multiplies, whether something compiles for it."""
+
+import contextlib
+import datetime
+import re
+
+import torch
+import torch.distributed as dist
+
+from . import memory
+from .errors import fail
+from .ranks import LOCAL_RANK, LOCAL_WORLD, WORLD, say
+
+
+def pick_device(name):
+    """The device by name, or the best there is. torchrun's processes get a GPU each, and meet
+    here."""
+    mps = torch.backends.mps.is_available() and WORLD == 1
+    there = ["cuda"] * torch.cuda.is_available() + ["mps"] * mps + ["cpu"]
+    match = re.fullmatch(r"(cuda|mps|cpu)(?::(\d+))?", name or there[0])
+    known = match is not None and match[1] in there
+    if known and match[1] == "cuda":
+        known = int(match[2] or 0) < torch.cuda.device_count()
+    if not known:
+        found = f"PyTorch ({torch.__version__}) finds {', '.join(there)} here"
+        fail(f"--device {name}: not there; this {found}")
+    device = torch.device(match[0])
+    if device.type == "cpu":
+        memory.keep_freed()
+    if WORLD > 1:
+        device = join(device)
+    return device
+
+
+def join(device):
+    """Meet the other processes; returns this one's device."""
+    if device.type == "cuda":
+        if torch.cuda.device_count() <= LOCAL_RANK:
+            fail(
+                f"--nproc_per_node={LOCAL_WORLD}: there are {torch.cuda.device_count()} GPUs; "
+                "start as many processes"
+            )
+        device = torch.device("cuda", LOCAL_RANK)
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        # The first one scores and writes while the others wait: longer than the usual ten minutes.
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=datetime.timedelta(hours=12))
+    return device
+
+
+def has_bfloat16(device):
+    """Does this GPU train in bfloat16? Older ones only emulate it, and CPUs train in float32."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
+
+
+def autocast(device):
+    return torch.autocast(device.type, torch.bfloat16, enabled=has_bfloat16(device))
+
+
+@contextlib.contextmanager
+def fast_products(width=1024):
+    """float32 matrix products in TF32 on a GPU, and by oneDNN on a CPU, which rounds to bfloat16
+    only where the CPU has units for that. A network can take it, which recent GPUs train in
+    bfloat16; projections and decoding cannot. Networks less wide than 512 are left alone: there
+    oneDNN gains nothing (on two AMD cores width 512 took 0.7 of the time, 256 as long, 128 twice).
+    It is a decorator too."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium" if width >= 512 else before)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def compiled(module, device):
+    """Compile a module in place, where something compiles."""
+    try:
+        torch.compile(torch.sin)(torch.ones(2, device=device))
+        module.compile()
+    except Exception as error:  # of many kinds
+        say(f"note: nothing compiles here ({type(error).__name__}); going on without --compile")

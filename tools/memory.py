@@ -1,0 +1,115 @@
+"""Memory: what to do when it runs out, and what is kept in it."""
+
+import contextlib
+import ctypes
+import errno
+import re
+
+import numpy as np
+import torch
+
+from .checks import flag
+from .errors import fail
+from .ranks import LOCAL_WORLD
+
+EEG_ON_CPU = 2**30  # bytes of EEG that are kept in memory where the device is not a CUDA GPU
+
+
+def ran_out(error):
+    """Is this error one of memory? torch's is a RuntimeError, and the CPU's has no type of its
+    own."""
+    words = "allocate memory|out of memory|not enough memory|bad_alloc|ALLOC_FAILED"
+    if isinstance(error, MemoryError) or getattr(error, "errno", 0) == errno.ENOMEM:
+        return True
+    return re.search(words, str(error)) is not None
+
+
+@contextlib.contextmanager
+def limited(device):
+    """On Linux CPUs, limit this process to what it has and its share of what is free. Linux kills
+    without a word who takes more than there is; who is refused more can answer."""
+    room = free_memory() if device.type == "cpu" else None
+    if not room:
+        yield
+        return
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_DATA)
+    given = [limit for limit in limits if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_DATA, (min([room, *given]), limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, limits)
+
+
+@contextlib.contextmanager
+def advice(device, a, *flags):
+    """If memory runs out, end with a line that says which of a's flags to lower, and to what."""
+    try:
+        with limited(device):
+            yield
+    except (MemoryError, OSError, RuntimeError) as error:
+        if not ran_out(error):
+            raise
+        values = {name: getattr(a, name) for name in flags}
+        lower = [f"{flag(name)} from {n} to {n // 2}" for name, n in values.items() if n > 1]
+        what = ", then ".join(lower) or "the size of the subject"
+        fail(f"out of memory on {device}. Lower {what} ({str(error)[:150]})", error)
+
+
+def free_memory():
+    """Bytes that this process has on Linux, and its share of what is free, there and in its
+    container; else None."""
+    sources = {
+        "free": ("/proc/meminfo", r"MemAvailable:\s*(\d+) kB", 1024),
+        "own": ("/proc/self/status", r"VmData:\s*(\d+) kB", 1024),
+        "container": ("/sys/fs/cgroup/memory.max", r"(\d+)", 1),
+    }
+    found = {}
+    for name, (path, pattern, unit) in sources.items():
+        with contextlib.suppress(OSError), open(path) as f:
+            number = re.search(pattern, f.read())
+            if number:
+                found[name] = int(number[1]) * unit
+    if "free" not in found or "own" not in found:
+        return None
+    free = min(found["free"], found.get("container", found["free"]))
+    return found["own"] + free // LOCAL_WORLD
+
+
+def keep_freed():
+    """Tell glibc to keep memory that was freed. Else it gives large arrays back to the system at
+    once, and each step of training fetches them anew, page by page: half of the time at 91,282
+    vertices."""
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+        libc.mallopt(-3, 2**31 - 1)  # M_MMAP_THRESHOLD
+
+
+def reader(subject, normaliser, device):
+    """A function from rows (an integer array of any shape) to the subject's EEG there, scaled, as
+    float32 tensors on the device.
+
+    All of it is kept on the device, if it takes no more than half of a GPU's free memory, or than
+    EEG_ON_CPU; else each call reads what it needs from disk.
+    """
+    shape, room = subject.eeg.shape, EEG_ON_CPU
+    if device.type == "cuda":
+        room = torch.cuda.mem_get_info(device)[0] / 2
+
+    def read(rows):
+        return torch.from_numpy(normaliser.eeg(subject.eeg[rows])).to(device)
+
+    if 4 * torch.Size(shape).numel() <= room:
+        whole = torch.empty(shape, device=device)
+        for i in range(0, len(whole), 256):
+            whole[i : i + 256] = read(slice(i, i + 256))
+        return lambda rows: whole[torch.from_numpy(rows).to(device)]
+
+    def from_disk(rows):
+        once, where = np.unique(rows, return_inverse=True)  # windows overlap: read a row once
+        return read(once)[torch.from_numpy(where.reshape(rows.shape)).to(device)]
+
+    return from_disk
