@@ -10,7 +10,7 @@ run: the last ones) and all that sample.py needs beside them; last.pt, the whole
 log.jsonl, one object a line.
 
 `beyond` are the chapters: what the paper does not have, each an idea of its own. --preset paper
-uses none of them, and whoever reads the paper's method may skip the lines that name them. """
+uses none of them, and whoever reads the paper's method may skip the lines that name them."""
 
 import copy
 import functools
@@ -246,7 +246,7 @@ def update_average(averaged, model, ema, step):
 
     The last weights are noisy, for every step follows one batch; their average is not, and samples
     from it are better. Early on it follows the weights closely, over a tenth of the steps so far,
-    or it would be full of the random weights of the start. """
+    or it would be full of the random weights of the start."""
     decay = min(ema, (2 + step) / (11 + step))
     for average, now in zip(averaged.state_dict().values(), model.state_dict().values()):
         if average.is_floating_point():

@@ -28,13 +28,15 @@ def show(axis, frame, title, limit=2.5, colours="RdBu_r"):
     """A frame [V] of the synthetic subject as the square sheet that it is."""
     side = int(len(frame) ** 0.5)
     low = 0 if colours == "viridis" else -limit
-    axis.imshow(frame.view(side, side), cmap=colours, vmin=low, vmax=limit)
+    axis.imshow(frame.view(side, side).numpy(), cmap=colours, vmin=low, vmax=limit)
     axis.set(title=title, xticks=[], yticks=[])
 
 
 def draw_1(plt, made):
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
-    eeg, power, fs = made["eeg"], made["power"], made["subject"].meta["fs"]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 2.6), layout="constrained")
+    eeg = made["eeg"].numpy()
+    power = made["power"].numpy()
+    fs = made["subject"].meta["fs"]
     C, W = eeg.shape
     for c in range(C):
         left.plot([1000 * i / fs for i in range(W)], eeg[c] / eeg.std() + 3 * c, lw=0.7, c="k")
@@ -51,7 +53,7 @@ def draw_2(plt, made):
     show(axes[0], made["x"][0], "a frame, x")
     show(axes[1], made["kept"][0], "what latents keep, D z")
     show(axes[2], made["left_out"][0], "what they leave out")
-    axes[3].imshow(made["z"], cmap="RdBu_r", vmin=-2.5, vmax=2.5, aspect="auto")
+    axes[3].imshow(made["z"].numpy(), cmap="RdBu_r", vmin=-2.5, vmax=2.5, aspect="auto")
     axes[3].set(title="latents z of ten frames", xlabel="latent", ylabel="frame")
     return figure
 
@@ -110,11 +112,17 @@ def draw_6(plt, made):
 DRAWINGS = (draw_1, draw_2, draw_3, draw_4, draw_5, draw_6)
 
 
+def run(blocks, names):
+    """Run the blocks in turn, and stop after each: its names are added to `names`."""
+    for block in blocks:
+        exec(block, names)
+        yield names
+
+
 @script
 def main(argv=None):
-    plt, made = pyplot(), {}
-    for i, (block, draw) in enumerate(zip(blocks(), DRAWINGS, strict=True), 1):
-        exec(block, made)
+    plt = pyplot()
+    for i, (made, draw) in enumerate(zip(run(blocks(), {}), DRAWINGS, strict=True), 1):
         path = os.path.join(HERE, "pictures", f"walk-{i}.png")
         draw(plt, made).savefig(path, dpi=70)
         plt.close("all")
