@@ -2,11 +2,12 @@
 
     python benchmarks/ladder.py                                          the synthetic subject
     python benchmarks/ladder.py --data subjects/rest --out out/ladder-rest --short
+    python benchmarks/ladder.py --without          the default, and the default without one chapter
 
 Trains where a row needs other weights, samples the test runs from EEG alone (direct), with every
 second frame observed (gap 2) and with the first and last of every ten (gap 9), and writes
-OUT/ladder.md: MSE and r of the whole brain, of what the row reports: one sample to begin with, the
-mean of 8 from `opposite_pairs` on. What is there already is not done again.
+OUT/ladder.md (OUT/without.md): MSE and r of the whole brain, of what the row reports: one sample to
+begin with, the mean of 8 from `opposite_pairs` on. What is there already is not done again.
 
 --short  a session of minutes: more held back (dropout, fewer steps), all runs but the test's
          trained on, the chapter vertex_loss carried on, windows of varied length not
@@ -51,6 +52,16 @@ ROWS = [
     Row("weighted_projection", sample="--window 10 --overlap 0 --samples 8"),
     Row("whole_runs", sample="--samples 8"),
 ]
+WITHOUT = [  # flags that take one chapter out of the default
+    Row("the default"),
+    Row("without velocity", "--predict eps"),
+    Row("without band_power", "--eeg-encoder conv"),
+    Row("without windows: EEG around them", "--context 0"),
+    Row("without windows: of any length", "--no-vary"),
+    Row("without gaussian_prior", "--prior none", "--projection plain"),
+    Row("without weighted_projection", sample="--projection plain"),
+    Row("without whole_runs", sample="--window 10 --overlap 0"),
+]
 
 
 def run(script_name, log, *flags):
@@ -94,6 +105,32 @@ def number(value):
     return f"{value:.3f}" if value < 100 else f"{value:.0f}"
 
 
+def line(name, found):
+    cells = [f"{number(mse)} | {r:.3f}" for mse, r in found.values()]
+    return f"| {name} | " + " | ".join(cells) + " |"
+
+
+def ladder(a):
+    """Rows of the first table: flags of training add up, those of sampling replace each other."""
+    kind = "short" if a.short else "long"
+    flags, sampling = [], []
+    for i, row in enumerate(ROWS):
+        these = flags + row.train.split()
+        sampling = row.sample.split() or sampling
+        found = scores(trained(a, these), i, sampling)
+        kept = kind in row.carried
+        yield line(row.name if kept else f"({row.name})", found)
+        if kept:
+            flags = these
+
+
+def without(a):
+    """Rows of the second."""
+    for i, row in enumerate(WITHOUT):
+        folder = trained(a, ["--preset", "tiny", *row.train.split()])
+        yield line(row.name, scores(folder, i, row.sample.split()))
+
+
 @script
 def main(argv=None):
     p = Parser(description="The paper, then one chapter more a row.")
@@ -101,25 +138,15 @@ def main(argv=None):
     p.add_argument("--out", default="out/ladder", help="folder for checkpoints and results")
     p.add_argument("--seed", type=int, default=0, help="of training (default: 0)")
     p.add_argument("--short", action="store_true", help="a session of minutes; see this file")
+    p.add_argument("--without", action="store_true", help="the default without one chapter a row")
     a = p.parse_args(argv)
-    kind = "short" if a.short else "long"
-    lines = [
-        "| | " + " | ".join(f"{mode}: MSE | r" for mode in MODES) + " |",
-        "|---|" + "---|---|" * len(MODES),
-    ]
-    flags, sampling = [], []
-    for i, row in enumerate(ROWS):
-        these = flags + row.train.split()
-        sampling = row.sample.split() or sampling
-        found = scores(trained(a, these), i, sampling)
-        kept = kind in row.carried
-        cells = [f"{number(mse)} | {r:.3f}" for mse, r in found.values()]
-        name = row.name if kept else f"({row.name})"
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-        print(lines[-1], flush=True)
-        if kept:
-            flags = these
-    with open(os.path.join(a.out, "ladder.md"), "w", encoding="utf-8") as f:
+    heading = "| | " + " | ".join(f"{mode}: MSE | r" for mode in MODES) + " |"
+    lines = [heading, "|---|" + "---|---|" * len(MODES)]
+    for row in without(a) if a.without else ladder(a):
+        print(row, flush=True)
+        lines.append(row)
+    name = "without.md" if a.without else "ladder.md"
+    with open(os.path.join(a.out, name), "w", encoding="utf-8") as f:
         f.write("\n".join(lines) + "\n")
 
 
