@@ -272,8 +272,8 @@ class Subject:
 
         training = [run for run in self.runs if (label[slice(*run)] == "train").any()]
         if validation and len(training) >= 3:
-            last = np.arange(*training[-1])
-            label[last[label[last] == "train"]] = "val"
+            last = label[slice(*training[-1])]  # a view: what is written to it is in label
+            last[last == "train"] = "val"
 
         found = []
         for start, stop in self.runs:
@@ -372,19 +372,18 @@ def batches(windows, size):
 def draw_windows(segments, K, count, rng):
     """`count` windows of one length, at most K; every start that fits is as likely."""
     K = min(K, max(high - low for low, high in segments))
-    starts = np.array([max(0, high - low - K + 1) for low, high in segments])  # that fit in each
-    ends = np.cumsum(starts)
-    drawn = rng.integers(ends[-1], size=count)  # numbers of starts, counted through all segments
+    fitting = [np.arange(low, high - K + 1) for low, high in segments]  # none if it is shorter
+    starts = np.concatenate(fitting)
     windows = []
-    for number, i in zip(drawn, np.searchsorted(ends, drawn, side="right")):
-        low, high = segments[i]
-        start = low + int(number - (ends[i] - starts[i]))
+    for start in starts[rng.integers(len(starts), size=count)].tolist():
+        low, high = next(s for s in segments if s[0] <= start < s[1])
         windows.append(Window(start, K, low, high))
     return windows
 
 
 def window_indices(windows, context=0, more=0):
-    """Of B windows of one length: rows of frames [B,K] and of EEG [B,L]; the EEG's times [B,L].
+    """Of B windows of one length: rows of fmri.npy [B,K], rows of eeg.npy [B,L], and the latter's
+    times [B,L].
 
     The paper's windows see the EEG of their own frames, L = K. A frame's BOLD reflects the EEG of
     ten seconds and more, so that of `context` further frames on each side can be shown too (and of
@@ -395,9 +394,9 @@ def window_indices(windows, context=0, more=0):
     low = np.array([window.low for window in windows])[:, None]
     last = np.array([window.high for window in windows])[:, None] - 1
     K = windows[0].length
-    frames = start + np.arange(K)
-    eeg = np.clip(start + np.arange(-context, K + context + more), low, last)
-    return frames, eeg, eeg - start
+    rows = start + np.arange(K)
+    eeg_rows = np.clip(start + np.arange(-context, K + context + more), low, last)
+    return rows, eeg_rows, eeg_rows - start
 
 
 class Timeline(NamedTuple):
@@ -405,13 +404,27 @@ class Timeline(NamedTuple):
 
     rows: np.ndarray  # [T] where they are in fmri.npy
     stretches: list  # places [low, high) of each
-    pattern: np.ndarray  # [T] a number for each frame, by a caller's rule
+    pattern: np.ndarray  # [T] what is observed of each frame: see `patterns`
     blocks: list  # places of every K successive frames of a stretch
 
 
+def patterns(mask):
+    """Number the sets of vertices that are observed together: mask bool [period,V] -> (seen bool
+    [patterns + 1,V], of_frame [period]).
+
+    of_frame[k], of the k-th frame of each period, is its pattern, a row of seen; -1, which is the
+    last row, if nothing of it is observed. Where whole frames are observed, as in the paper, there
+    is one pattern, 0: all vertices.
+    """
+    rows, of_frame = np.unique(mask, axis=0, return_inverse=True)
+    some = rows.any(1)  # all but the row without any, if it is there
+    number = np.where(some, np.cumsum(some) - 1, -1)
+    nothing = np.zeros((1, mask.shape[1]), bool)
+    return np.concatenate([rows[some], nothing]), number[of_frame.ravel()]
+
+
 def timeline(segments, K, of_frame):
-    """Timeline of segments; the k-th frame of each gets of_frame[k modulo its length] as
-    pattern."""
+    """Timeline of segments; the k-th frame of each gets of_frame[k modulo period] as pattern."""
     rows = [np.arange(low, high) for low, high in segments]
     stops = np.cumsum([len(run) for run in rows]).tolist()
     stretches = list(zip([0] + stops[:-1], stops))

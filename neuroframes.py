@@ -2,7 +2,8 @@
 
 All of "Modeling Spatiotemporal Neural Frames for High Resolution Brain Dynamics" (CVPR 2026,
 arXiv 2603.24176), in the order in which data flows through it. It needs torch and nothing else: no
-files, no arguments, no printing. What we added to the paper stands in beyond/, a chapter an idea.
+files, no arguments, no printing. What we added to the paper stands in beyond/, one file per idea.
+Two doors for it are here: `reuse_eps` of the sampler, and the `abar` that `project` is told.
 
     1  EEG encoder         eeg [B,L,C,W] -> h [B,L,d_e]               Section 3.3
     2  linear autoencoder  x [B,K,V] <-> z [B,K,d]                    Section 3.3
@@ -13,6 +14,10 @@ files, no arguments, no printing. What we added to the paper stands in beyond/, 
 A *frame* is one picture of the brain, V numbers, taken every TR seconds (repetition time); a
 *window* is K frames in a row, with the EEG that belongs to them. *Direct* reconstruction is from
 EEG alone; in *InterRecon* some of a window's frames, the anchors, were observed, others missing.
+A *token* is a vector that attention sees: an EEG token is the EEG of one frame's time, encoded; a
+frame token is one frame's noisy latents. BOLD, what fMRI measures, follows the EEG by seconds, so
+frames come here with the EEG of some seconds before (data.eeg_windows); what is left of the delay
+is for cross-attention to find.
 
 Notation, in all files (all else has a word for a name):
 
@@ -22,13 +27,14 @@ Notation, in all files (all else has a word for a name):
     d  latents of a frame        d_e  numbers in an EEG token
     T  frames in all             S    samples drawn of the same frames
 
-    x, z, z_n   frames in z-scores; their latents; the latents with the noise of step n
+    x           frames in z-scores: each vertex has mean 0 and variance 1 over training frames
+    z, z_n      their latents; the latents with the noise of step n
     z0          an estimate of z, made from z_n
     eps         the noise in z_n: standard normal numbers
     n           diffusion step, one of N = 1,000. Here it counts from 0, in the paper from 1
     abar        alpha_bar[n], the share of z's variance that is left in z_n
-    y, A        what was observed, y = A x; A^+ is A's pseudo-inverse
-    E, D        the linear maps x -> z and z -> x
+    y, A        what was observed, y = A z, for whole frames. A^+ is A's pseudo-inverse
+    E, D        principal axes, one in a row; and the map z -> x, which is E^T diag(latent_scale)
 """
 
 import math
@@ -44,8 +50,8 @@ class EEGEncoder(nn.Module):
     """h = f_phi(s): temporal convolutions, [B,L,C,W] -> [B,L,dim], each frame's EEG on its own.
 
     Blocks of convolution with stride 2, batch norm and GELU; a mean over time; a two-layer MLP
-    (Section 3.3). The paper gives no sizes: ours, with 7 samples a convolution, halves the samples
-    until about 16 are left, and doubles the channels from 64 to at most 512.
+    (Section 3.3). The paper gives no sizes. Ours: kernels of 7 samples; as many blocks as leave
+    about 16 samples, each halving them; 64 channels, doubled by each block, to at most 512.
     """
 
     def __init__(self, channels, samples, dim):
@@ -53,9 +59,9 @@ class EEGEncoder(nn.Module):
         depth = max(2, round(math.log2(samples / 16)))
         widths = [channels] + [min(512, 64 * 2**i) for i in range(depth)]
         self.blocks = nn.Sequential()
-        for inside, outside in zip(widths[:-1], widths[1:]):
-            conv = nn.Conv1d(inside, outside, 7, stride=2, padding=3, bias=False)
-            self.blocks.append(nn.Sequential(conv, nn.BatchNorm1d(outside), nn.GELU()))
+        for c_in, c_out in zip(widths[:-1], widths[1:]):
+            conv = nn.Conv1d(c_in, c_out, 7, stride=2, padding=3, bias=False)
+            self.blocks.append(nn.Sequential(conv, nn.BatchNorm1d(c_out), nn.GELU()))
         self.mlp = nn.Sequential(nn.Linear(widths[-1], dim), nn.GELU(), nn.Linear(dim, dim))
 
     def forward(self, eeg):
@@ -73,26 +79,26 @@ class LinearAutoencoder(nn.Module):
 
         z = E (x - mean) / latent_scale          x = D z + mean,   D = E^T diag(latent_scale)
 
-    Why linear? Null-space sampling needs what was observed as a linear system in z. To hold whole
-    frames, as here, any encoder that works frame by frame would do; with x = D z + mean, any
-    vertices can be held as well, row by row of D (beyond/any_vertices). And the mean of decoded
-    samples is the decoded mean.
+    Why linear? The sampler must know what an observation says of z. Of a whole frame it says all of
+    the frame's latents, whatever the encoder, as long as it works frame by frame. A linear decoder
+    gives two things more: a single observed vertex is one linear equation in z, so parts of frames
+    can be observed too (beyond/any_vertices); and the mean of decoded samples is the decoded mean.
 
     Why PCA? The paper trains the maps by reconstruction error, and the best that linear maps can
     reach is the subspace of the leading principal components (Eckart and Young 1936; Baldi and
     Hornik 1989). So `fit` computes it: E has orthonormal rows, the leading components.
 
     Why unit variance? The noise schedule assumes it: if z has variance 1, z_n has variance
-    abar + (1 - abar) = 1 at every step n, and ends as the pure noise that sampling begins with. It
-    is given to each latent by itself (whitening); so the weakest counts in the loss as much as the
-    strongest (beyond/vertex_loss).
+    abar + (1 - abar) = 1 at every step n, and ends as the pure noise that sampling begins with. So
+    each latent is divided by its standard deviation (whitening), and the weakest counts in the loss
+    as much as the strongest (beyond/vertex_loss).
     """
 
     def __init__(self, vertices, latent_dim):
         super().__init__()
         self.register_buffer("E", torch.zeros(latent_dim, vertices))  # [d,V]
-        self.register_buffer("mean", torch.zeros(vertices))  # [V] the mean frame
-        self.register_buffer("latent_scale", torch.ones(latent_dim))  # [d] their deviations in E x
+        self.register_buffer("mean", torch.zeros(vertices))  # [V] of what it was fitted to, near 0
+        self.register_buffer("latent_scale", torch.ones(latent_dim))  # [d] std of E (x - mean)
 
     @property
     def latent_dim(self):
@@ -108,28 +114,31 @@ class LinearAutoencoder(nn.Module):
     def fit(self, frames):
         """The closed-form optimum for frames [T,V]; returns the share of their variance kept.
 
-        With the singular values x = U S Q^T, E is the first d rows of Q^T. They follow from the
-        eigenvectors of x^T x [V,V], or, if that is the larger one, of x x^T [T,T], which has the
-        same nonzero eigenvalues S^2: then E = S^-1 U^T x. Where the frames have a rank below d,
-        there are as many latents as their rank. Raises ValueError if frames are not [T >= 2, V].
+        With the singular values x = U S Q^T, E is the first d rows of Q^T. The smaller of two Gram
+        matrices tells them: x^T x [V,V] has the eigenvectors Q; x x^T [T,T] has U, from which
+        E = S^-1 U^T x. Both have the eigenvalues S^2. If the frames' rank is below d, there are as
+        many latents as their rank. Raises ValueError if frames are not [T >= 2, V].
         """
         T, V = frames.shape
         if len(self.mean) != V or T < 2:
             raise ValueError(f"frames must be [T >= 2, {len(self.mean)}], got {[T, V]}")
         mean = frames.mean(0)  # [V]
         x = frames - mean  # [T,V]
-        gram = x @ x.T if T <= V else x.T @ x  # [T,T] or [V,V]
-        power, basis = torch.linalg.eigh(gram.cpu().double())  # ascending: S^2, and U or Q
+        gram = x.T @ x if V < T else x @ x.T  # [V,V] or [T,T]
+        power, basis = torch.linalg.eigh(gram.cpu().double())  # ascending: S^2, and Q or U
 
         rank = int((power > 1e-6 * power[-1]).sum())  # a float32 gram is good to 1e-7
         d = min(self.latent_dim, rank)
-        deviation = power[-d:].flip(0).sqrt()  # [d] the largest of S
-        basis = basis[:, -d:].flip(1)  # [T,d] or [V,d]
-        E = basis.T.to(x) if T > V else (basis / deviation).T.to(x) @ x  # [d,V]
-        self.set_axes(E, mean, deviation / math.sqrt(T))
+        singular = power[-d:].flip(0).sqrt()  # [d] the largest of S
+        basis = basis[:, -d:].flip(1)  # [V,d] or [T,d]
+        E = basis.T.to(x)  # Q^T [d,V], or U^T [d,T]
+        if T <= V:
+            E = (basis / singular).T.to(x) @ x  # [d,V] = S^-1 U^T x
+        self.set_axes(E, mean, singular / math.sqrt(T))
         return float(power[-d:].sum() / power.sum())
 
     def set_axes(self, E, mean, latent_scale):
+        """Take these, in place of what is there: d may become smaller."""
         self.E = E.to(self.mean)
         self.latent_scale = latent_scale.to(self.mean)
         self.mean = mean.to(self.mean)
@@ -139,7 +148,8 @@ class LinearAutoencoder(nn.Module):
 
 
 class NoiseSchedule:
-    """How much noise there is at each of N steps. All tables are float64, on the CPU.
+    """How much noise there is at each of N steps. Tables are float64, for a product of a thousand
+    factors loses digits in float32, and on the CPU, for not every device has float64.
 
     beta[n]       variance of the noise that step n adds, linear in n (Eq. 1)
     alpha_bar[n]  product of 1 - beta up to n: from nearly 1, clean, to nearly 0, noise (Eq. 2)
@@ -169,7 +179,7 @@ class NoiseSchedule:
 def sinusoid(position, dim, max_period=10000.0):
     """Encode real numbers, position [...] -> [...,dim]: diffusion steps, and times in frames.
 
-    Times are real, so that windows of any length, and points between frames, need no other network.
+    Times are real numbers: one network serves windows of any length, and points between frames.
     """
     rate = max_period ** (-torch.arange(dim // 2, device=position.device) / (dim // 2))  # [dim/2]
     angle = position[..., None].float() * rate  # [...,dim/2]
@@ -177,7 +187,8 @@ def sinusoid(position, dim, max_period=10000.0):
 
 
 class Attention(nn.Module):
-    """Multi-head attention of M queries x [B,M,width] to the keys and values of L tokens."""
+    """Multi-head attention of M queries x [B,M,width] to the keys and values of L tokens. These are
+    computed apart: those of the EEG are the same at every step of a sampler."""
 
     def __init__(self, width, heads):
         super().__init__()
@@ -248,10 +259,11 @@ class Block(nn.Module):
 class DiT(nn.Module):
     """eps_theta(z_n, n, h): the noise in a sequence of noisy latent frames (Section 3.2).
 
-    What is a token? The paper speaks of a token for each vertex of each frame, 912,820 of them,
-    over which no attention is possible; its sizes (latents and width both 1024) fit one token a
+    What is a frame's token? The paper speaks of one for each vertex of each frame, 912,820 of them,
+    over which no attention is possible; its sizes (latents and width both 1024) fit one token per
     frame. So one it is. tokens_per_frame splits a frame's latents among several, each with a
-    learned embedding of its place. Self-attention runs over the tokens of all frames of a window.
+    learned embedding of its place. Self-attention runs over the tokens of all frames of a window,
+    M = K tokens_per_frame.
     """
 
     def __init__(self, latent_dim, eeg_dim, width, depth, heads, tokens_per_frame=1):
@@ -262,15 +274,15 @@ class DiT(nn.Module):
                 f"and 2 and heads {heads} must divide width {width}"
             )
         self.width, self.tokens_per_frame = width, tokens_per_frame
-        share = latent_dim // tokens_per_frame  # latents of a token
-        self.embed_z = nn.Linear(share, width)
+        latents_per_token = latent_dim // tokens_per_frame
+        self.embed_z = nn.Linear(latents_per_token, width)
         self.embed_h = nn.Sequential(nn.Linear(eeg_dim, width), nn.LayerNorm(width))
         self.embed_n = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.place = nn.Parameter(0.02 * torch.randn(tokens_per_frame, width))
         self.blocks = nn.ModuleList([Block(width, heads) for _ in range(depth)])
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.modulation = nn.Linear(width, 2 * width)
-        self.head = nn.Linear(width, share)
+        self.head = nn.Linear(width, latents_per_token)
         for p in (*self.modulation.parameters(), *self.head.parameters()):
             nn.init.zeros_(p)  # a fresh network answers 0
 
@@ -280,7 +292,7 @@ class DiT(nn.Module):
 
     def keys_values(self, h, eeg_positions):
         """What each block's cross-attention attends to. It depends on h [B,L,d_e] only, neither on
-        z_n nor on n, so that a sampler can compute it once."""
+        z_n nor on n, so that a sampler can compute it once. For each block [2,B,heads,L,...]."""
         tokens = self.embed_h(h)  # [B,L,width]
         tokens = tokens + self.time(eeg_positions, tokens)  # [B,L,width]
         return [block.cross_attention.keys_values(tokens) for block in self.blocks]
@@ -355,7 +367,7 @@ def range_null_projection(z0, y, mask):
 
     A = diag(mask) keeps what was observed (bool, of a shape that broadcasts with z0 and y), and is
     its own pseudo-inverse. So the sum takes each number from y or from z0 as it is, and A z0 = y
-    holds to the last bit.
+    holds to the last bit. The rest of y is not looked at.
     """
     return torch.where(mask, y, z0)
 
@@ -366,22 +378,27 @@ def denoise(eps_model, project, draw, shape, schedule, steps=50, eta=0.0, reuse_
 
     eps_model  (z_n [B,K,d], n LongTensor [B] counting from 0) -> the noise in z_n [B,K,d]
     project    (z0 [B,K,d], abar) -> z0, moved to what was observed, or None: nothing was. (abar
-               says how far z0 can be trusted, which the paper's projection does not ask)
+               says how far z0 can be trusted, which only projections of beyond/ ask)
     draw       shape -> standard normal noise of that shape
     eta        how much fresh noise a step adds. 0, none: DDIM (Song et al. 2021); 1: DDPM
-    reuse_eps  which eps goes with a z0 that was moved, the network's (True) or a new one? See below
+    reuse_eps  which eps goes on with a z0 that was moved: the network's (True), or one computed
+               from it (False, the paper)? See below
 
     How do observed frames help the others? At each step they are put in their place in z0, so that
     the next z_n has the truth there; and the network, which attends from every frame to all others,
     sees it when it next answers for those.
 
-    Which eps? It and z0 were made of one z_n; once z0 is moved they no longer fit it. Computed anew
-    (False; Algorithm 1 does so unsaid), observed frames in z_n' are y under noise and no more, and
-    the noise hides y early on, when the missing frames are being decided. Kept as the network said
-    it (True; DDNM, Wang et al. 2023), eps still holds the error of z0 at observed frames, and moves
-    z_n' further towards y. In a Gaussian process, where the exact answer is known, the mean of the
-    missing frames has a squared bias of 0.15 with False, of 0.0015 with True (test_neuroframes.py).
-    With N steps, eta 1 and False this loop is Algorithm 1 to the letter.
+    Which eps? The network's fits the z0 before the projection: z_n = sqrt(abar) z0 +
+    sqrt(1 - abar) eps. Solved again for the z0 after it (False: Algorithm 1 does that without
+    saying so), it becomes, at observed frames,
+
+        eps + sqrt(abar / (1 - abar)) (z0 before - y)
+
+    so that part of the old error goes on into the next z_n and cancels some of the projection. Kept
+    as it was (True: DDNM, Wang et al. 2023), nothing is put back: z_n comes closer to y sooner,
+    while the missing frames are still being decided. In a Gaussian process, where the exact answer
+    is known, the mean of the missing frames has a squared bias of 0.15 with False and of 0.0015
+    with True (test_neuroframes.py). With N steps, eta 1 and False this loop is Algorithm 1.
     """
     visited = torch.linspace(schedule.steps - 1, 0, steps, dtype=torch.float64).round().long()
     abars = schedule.alpha_bar[visited].tolist() + [1.0]  # after the last step no noise is left
@@ -397,13 +414,15 @@ def denoise(eps_model, project, draw, shape, schedule, steps=50, eta=0.0, reuse_
             if not reuse_eps:
                 eps = (z_n - math.sqrt(abar) * z0) / math.sqrt(1 - abar)  # [B,K,d]
 
-        # To the next level: z_n' = sqrt(abar') z0 + sqrt(1 - abar' - sigma^2) eps + sigma eps'.
-        # For an eps that fits z0, eta = 1 makes this DDPM's posterior q(z_n' | z_n, z0), also where
-        # steps skip some n: the ratio abar / abar' is the alpha of all that was skipped. At the
-        # last step abar' = 1, so sigma = 0 and z_n' = z0: observed frames end as they were.
+        # DDIM's step to the next noise level, with z0, the old noise, and fresh noise:
+        #     z_next = sqrt(abar_next) z0 + sqrt(1 - abar_next - sigma^2) eps + sigma fresh
+        # The three shares make variance 1 again. sigma is such that eta = 1 gives DDPM's posterior
+        # q(z_next | z_n, z0), also where steps are skipped: abar / abar_next is the alpha of all
+        # that lie between. After the last step abar_next = 1, so that sigma = 0 and z_next = z0:
+        # observed frames end as they were.
         sigma = eta * math.sqrt((1 - abar_next) / (1 - abar) * (1 - abar / abar_next))
-        kept = math.sqrt(max(1 - abar_next - sigma**2, 0.0))
-        z_n = math.sqrt(abar_next) * z0 + kept * eps  # [B,K,d]
+        eps_share = math.sqrt(max(1 - abar_next - sigma**2, 0.0))  # not below 0 by rounding
+        z_n = math.sqrt(abar_next) * z0 + eps_share * eps  # [B,K,d]
         if sigma > 0:
             z_n = z_n + sigma * draw(shape)  # [B,K,d]
     return z_n
@@ -427,6 +446,7 @@ def sample(
     generator  of the noise; its device draws it, so that a seed means the same on any device
     Returns z in the dtype and on the device of y; without y, in float32 where the noise is drawn.
     """
+    # Where noise is drawn, and what z is like (dtype, device).
     origin = None if generator is None else generator.device
     like = torch.empty(0, device=origin) if y is None else y
 

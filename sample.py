@@ -7,11 +7,30 @@
 
 Writes OUT/direct/ or OUT/interrecon/: recon.npy [T_test,V] and truth.npy in z-scores, std.npy over
 samples, frames.npy (their rows in fmri.npy), metrics.json, and recon.dtseries.nii in original units
-where the subject has a space. Every score stands beside its controls, and what was observed is
-never scored.
+where the subject has a space.
 
 Read `WindowsApart` first: it draws as the paper does. Without --paper, beyond.WholeRuns takes its
-place, which has the same methods, draws whole runs, and is better.
+place. It has the same methods and is better: windows overlap, and what they say is averaged at
+every step, so that a whole run is drawn at once.
+
+What is reported? The mean of the samples, because it minimises the squared error, beside one
+sample (`neuroframes_1`), which may have up to twice the error: its own spread comes on top.
+
+Did the EEG help? Each score stands beside controls, on the same frames:
+
+    mean_frame     0 in z-scores: what is known without any data of the test run
+    shuffled_eeg   the same model, given the EEG of other windows. It is led astray by it, and is
+                   worse than the mean frame: to beat it shows that the EEG is *used*, no more
+    no_null_space  InterRecon without what was observed: what the EEG says by itself
+    linear         straight lines between observed frames
+    gaussian       the expected frames given the observed ones, without EEG, if latents were a
+                   Gaussian process with the covariance in time that training frames have. Linear
+                   interpolation hides it, and it is the rival to beat: BOLD is smooth in time
+    ceiling        all that the EEG can tell, which is known of the synthetic subject only
+
+So the EEG helped if NeuroFrames beats the mean frame (direct) or `gaussian` (InterRecon). Of test
+frames the sampler sees those that were observed and no others, and these are never scored
+(tools/report.py).
 """
 
 import os
@@ -51,9 +70,7 @@ def parse(argv=None):
     add("--gap", type=int, help="every gap-th of --frames frames is observed (default: 2)")
     add("--anchors", help="observed ones of every --frames frames, in place of --gap, such as 0,9")
     add("--no-null-space", action="store_true", help="no projection: what the EEG alone says")
-    add(
-        "--paper", action="store_true", help="Algorithm 1 to the letter; DDPM: --steps 1000 --eta 1"
-    )
+    add("--paper", action="store_true", help="Algorithm 1; its DDPM steps: --steps 1000 --eta 1")
     add("--frames", type=int, help="period of --gap, frames of a scored window (default: trained)")
     add("--samples", type=int, help="samples averaged (default: 8, in pairs; with --paper 1)")
     add("--steps", type=int, default=50, help="network calls a sample; lower it if time runs out")
@@ -77,7 +94,7 @@ def load(path, where):
     """(checkpoint dict, model, autoencoder, normaliser) of the file that train.py wrote."""
     kinds = beyond.kinds if beyond else lambda ckpt: (NeuroFrames, LinearAutoencoder)
     ckpt, model, autoencoder = checkpoints.rebuild(path, where, kinds)
-    # Matrix products of the network, in less than float32 where the device is faster with it.
+    # The same network; but its matrix products take less than float32 if that is faster there.
     model.dit.forward = device.fast_products(model.dit.width)(model.dit.forward)
     statistics = {name: array.cpu() for name, array in ckpt["normaliser"].items()}
     return ckpt, model, autoencoder, data.Normaliser(**statistics)
@@ -86,7 +103,7 @@ def load(path, where):
 class Study:
     """A checkpoint's model and the subject that it is used on, as sample.py's flags a say."""
 
-    # What chapters need of other files; nothing of it is used here.
+    # For chapters, which may not import what stands above them; not used in this file.
     in_batches = staticmethod(processes.in_batches)
     tile = staticmethod(data.tile)
     quiet = RANK > 0
@@ -105,8 +122,11 @@ class Study:
         return torch.from_numpy(self.normaliser.zscore(self.subject.fmri[rows]))
 
     def encode_eeg(self, split, cut=lambda eeg: eeg, more=0, block=64):
-        """EEG tokens [T,d_e] of a split's frames, some at a time, each with two more on both sides
-        for encoders of chapters, which look around. cut: [1,L+more,C,W] -> [1,L,C,W], if at all."""
+        """EEG tokens [T,d_e] of a split's frames, a block at a time.
+
+        The paper's encoder looks at one frame's EEG. Those of chapters look at two around it as
+        well: so two are read beyond each end of a block, and their tokens dropped. cut and more
+        are for EEG between frames (beyond/windows): [1,L+more,C,W] -> [1,L,C,W]."""
         tokens = []
         for low, high in self.splits[split]:
             for i in range(low, high, block):
@@ -118,26 +138,21 @@ class Study:
 
 
 def observed(a, study):
-    """Which vertices of which frames are observed: (seen bool [patterns,V], of_frame [period]).
-
-    of_frame[k], for the k-th frame of a stretch modulo the period, is its pattern, a row of seen;
-    or -1, the last row, where nothing is. Of the paper there is one pattern more: a frame as a
-    whole."""
-    anchors = [int(k) for k in a.anchors.split(",")] if a.anchors else []
+    """Which vertices are observed, bool [period,V]: row k is of the k-th frame of each period."""
+    anchors = []
+    if a.anchors:
+        anchors = [int(k) for k in a.anchors.split(",")]
     if a.gap:
-        anchors = range(0, a.frames, a.gap)
+        anchors = list(range(0, a.frames, a.gap))
     period = a.frames if len(anchors) else 1
     V = len(study.normaliser.valid)
     mask = np.zeros((period, V), bool)
-    mask[np.isin(np.arange(period), anchors)] = True
-    if a.observe:
+    mask[np.isin(np.arange(period), anchors)] = True  # whole frames
+    if a.observe:  # and parts of others
         with blaming(a, "observe"):
             mask = beyond.any_vertices.observe(mask, a.observe, study.subject.rois)
     check_observed(a, anchors, mask[:, study.normaliser.valid])
-
-    seen, of_frame = np.unique(mask, axis=0, return_inverse=True)
-    of_frame = np.where(seen.any(1)[of_frame.ravel()], of_frame.ravel(), -1)
-    return np.concatenate([seen, np.zeros((1, V), bool)]), of_frame
+    return mask
 
 
 # ---- Drawing ---------------------------------------------------------------------------
@@ -146,7 +161,8 @@ def observed(a, study):
 class WindowsApart:
     """How the paper draws: each window of K frames by itself, observed frames held by A^+.
 
-    seen bool [patterns,V], the last row of which is nothing; see `observed`.
+    seen  which vertices each pattern observes, bool [patterns,V]; see data.patterns. Here there is
+          one, all of a frame's, and -1: none
     """
 
     correction = 1  # of a standard deviation over samples: the usual n - 1
@@ -157,32 +173,32 @@ class WindowsApart:
         a.projection, a.window, a.overlap = "paper", a.frames, 0  # for metrics.json
 
     def groups(self, stretches):
-        """Stretches that are drawn at a time: here all, since they need little memory."""
+        """Lists of stretches, each drawn at a time: here one of all, which needs little memory."""
         return [stretches]
 
     def encode_eeg(self, split):
         return self.study.encode_eeg(split)  # [T,d_e]
 
     def latents(self, x, pattern):
-        """y of frames x [n,V] that were observed in one pattern: [n,d]."""
+        """What frames x [.,V], all observed in this pattern, say of z: y [.,d]."""
         return self.study.autoencoder.encode(x)
 
     def draw(self, name, stretches, y, pattern, h):
-        """Latents z [S,T,d] of the T frames of some stretches, which follow one another.
+        """Latents z [S,t,d] of the t frames of some stretches, which follow one another.
 
-        y, pattern, h  of the frames of all stretches: what was observed [T_all,d], its pattern
-                       [T_all] or -1, EEG tokens [T_all,d_e]
+        y, pattern, h  of the T frames of all stretches: what was observed [T,d], its pattern [T]
+                       or -1, EEG tokens [T,d_e]
         name           of the progress bar
         """
         a, study, begin = self.a, self.study, stretches[0][0]
         z = torch.zeros(a.samples, stretches[-1][1] - begin, y.shape[-1])
         batches = list(data.batches(data.tile(stretches, a.frames), a.batch_size))
         for windows in tqdm(batches, desc=name, unit="batch", disable=RANK > 0):
-            frames, eeg, times = data.window_indices(windows, study.settings["context"])
-            tokens = h[eeg]  # [B,L,d_e]
+            rows, eeg_rows, times = data.window_indices(windows, study.settings["context"])
+            tokens = h[eeg_rows]  # [B,L,d_e]
             times = torch.from_numpy(times).to(study.device)  # [B,L]
-            anchors = y[frames].to(study.device)  # [B,K,d]
-            mask = torch.from_numpy(pattern[frames] >= 0).to(study.device)  # [B,K]
+            y_here = y[rows].to(study.device)  # [B,K,d]
+            mask = torch.from_numpy(pattern[rows] >= 0).to(study.device)  # [B,K]
 
             def eps_model(z_n, n, tokens=tokens, times=times):
                 return study.model(z_n, n, tokens, times)
@@ -190,75 +206,84 @@ class WindowsApart:
             for s in range(a.samples):
                 drawn = sample(
                     eps_model,
-                    anchors.shape,
+                    y_here.shape,
                     study.model.schedule,
                     steps=a.steps,
                     eta=a.eta,
-                    y=anchors if mask.any() else None,
+                    y=y_here if mask.any() else None,
                     mask=mask,
                     reuse_eps=False,
                     generator=self.generator,
                 )
+                # (A stretch's last window may overlap the one before: the later one counts.)
                 for window, part in zip(windows, drawn.cpu()):
                     start = window.start - begin
                     z[s, start : start + window.length] = part
         return z
 
     def conditional(self, stretches, y, pattern):
-        """The Gaussian conditional mean z [1,T,d] of the same windows given y, without EEG."""
+        """The Gaussian conditional mean z [1,t,d] of these frames given y, without EEG."""
         return beyond.WholeRuns(self.a, self.study, self.seen).conditional(stretches, y, pattern)
 
 
 def shuffled(blocks, seed):
-    """Shuffled EEG: whose EEG each frame gets [T], where blocks are [0 1 2], [3 4 5], ... perhaps
-    [6 7 8 0 1 2 ...]. Each block gets another's, along one random cycle, so that none keeps its
-    own, unless it is the only one.
+    """Shuffled EEG: index [T], such that h[index] gives frame t the EEG of frame index[t].
 
-    A model that trusts the EEG is led astray by that of others, and is worse than the mean frame.
-    So to beat shuffled EEG shows that the EEG is used; to gain by it is to beat what needs none:
-    the mean frame in direct reconstruction, the Gaussian conditional in InterRecon."""
+    blocks: arrays of successive places. Each gets the EEG of another, its neighbour on one random
+    cycle through all, so that none keeps its own (unless there is only one)."""
     cycle = np.random.default_rng(seed).permutation(len(blocks))
     donor = np.empty(len(blocks), int)
-    donor[cycle] = np.roll(cycle, 1)  # each in the cycle gets the EEG of the one before
+    donor[cycle] = np.roll(cycle, 1)  # block cycle[i] gets the EEG of block cycle[i - 1]
+    # (A block that is longer than its donor begins the donor's anew.)
     whose = [np.resize(blocks[j], len(block)) for j, block in zip(donor, blocks)]
     return np.concatenate(whose)
 
 
+def observed_latents(sampler, timeline):
+    """y [T,d]: what was observed, in latents; 0 where nothing was. No other frame of the truth
+    reaches the sampler."""
+    y = torch.zeros(len(timeline.rows), sampler.study.autoencoder.latent_dim)
+    for places in timeline.blocks:
+        x = sampler.study.frames(timeline.rows[places]).to(sampler.study.device)  # [K,V]
+        pattern = timeline.pattern[places]  # [K]
+        for p in set(pattern) - {-1}:
+            y[places[pattern == p]] = sampler.latents(x[pattern == p], p).cpu()
+    return y
+
+
 def draw_split(sampler, timeline, split):
-    """Draw the frames of a split. Yields, for each block of frames, their places k [K] and {method:
+    """Draw the frames of a split. Yields, for each block of frames, their places [K] and {method:
     latents [S,K,d]}: NeuroFrames, and on the test runs the controls that need its latents.
 
-    (With --upsample there are a.upsample points to a frame, of which the first is the frame.)
+    (With --upsample there are a.upsample points per frame, of which the first is the frame.)
     """
-    a, study, pattern = sampler.a, sampler.study, timeline.pattern
-    nothing = np.full_like(pattern, -1)
-    y = torch.zeros(len(pattern), study.autoencoder.latent_dim)
-    for k in timeline.blocks:
-        x = study.frames(timeline.rows[k]).to(study.device)  # [K,V]
-        for p in set(pattern[k]) - {-1}:
-            here = pattern[k] == p
-            y[k[here]] = sampler.latents(x[here], p).cpu()
+    a, pattern = sampler.a, timeline.pattern
+    y = observed_latents(sampler, timeline)  # [T,d]
+    h = sampler.encode_eeg(split)  # [T,d_e]
 
     # What is drawn, held to what, from which EEG.
-    h = sampler.encode_eeg(split)  # [T,d_e]
     projected = a.interrecon and not a.no_null_space
+    nothing = np.full_like(pattern, -1)
     held_to = pattern if projected else nothing
     wanted = {"neuroframes": (held_to, h)}
     if split == "test":
-        wanted["shuffled_eeg"] = held_to, h[shuffled(timeline.blocks, a.seed)]
+        wanted["shuffled_eeg"] = (held_to, h[shuffled(timeline.blocks, a.seed)])
     if split == "test" and projected:
-        wanted["no_null_space"] = nothing, h
+        wanted["no_null_space"] = (nothing, h)
     for group in sampler.groups(timeline.stretches):
         z = {method: sampler.draw(method, group, y, *given) for method, given in wanted.items()}
         if split == "test" and a.interrecon and beyond:
             z["gaussian"] = sampler.conditional(group, y, pattern)
 
+        # Block by block, from here on in the first process only.
         begin = group[0][0]
         end = group[-1][1]
-        for k in timeline.blocks if RANK == 0 else []:
-            if begin <= k[0] < end:  # a block of this group
-                points = slice((k[0] - begin) * a.upsample, (k[-1] + 1 - begin) * a.upsample)
-                yield k, {method: latents[:, points] for method, latents in z.items()}
+        for places in timeline.blocks if RANK == 0 else []:
+            if begin <= places[0] < end:  # a block of this group
+                first = places[0] - begin
+                after = places[-1] + 1 - begin
+                points = slice(first * a.upsample, after * a.upsample)
+                yield places, {method: latents[:, points] for method, latents in z.items()}
 
 
 # ---- From latents to frames ------------------------------------------------------------
@@ -275,20 +300,23 @@ def decode(sampler, z):
 
 
 def reconstruct(sampler, timeline, split):
-    """Yields, for each block of frames of a split, places k [K], the truth x [K,V], mask bool
+    """Yields, for each block of frames of a split, their places [K], the truth x [K,V], mask bool
     [K,V], what of it was observed, and {method: (mean, deviation, first sample)}."""
-    for k, z in draw_split(sampler, timeline, split):
-        x = sampler.study.frames(timeline.rows[k])
-        mask = torch.from_numpy(sampler.seen[timeline.pattern[k]])
+    for places, z in draw_split(sampler, timeline, split):
+        x = sampler.study.frames(timeline.rows[places])
+        mask = torch.from_numpy(sampler.seen[timeline.pattern[places]])
         drawn = {"neuroframes": decode(sampler, z.pop("neuroframes"))}
         for method, latents in z.items():  # of controls only the mean is scored, and D is linear
             drawn[method] = decode(sampler, latents.mean(0, keepdim=True))
-        yield k, x, mask, drawn
+        yield places, x, mask, drawn
 
 
 def put_back(drawn, x, mask, points):
-    """What was observed, into the mean, the deviation and the first sample, in place. Latents that
-    agree with it decode to D z + mean and not to x; so the last projection is one of vertices."""
+    """What was observed, into the mean, the deviation and the first sample, in place.
+
+    Latents that were held to it decode to D z + mean, without what latents leave out. So the last
+    projection is one of vertices, A = diag(mask). (It moves no score, for these are not scored, but
+    it is what is written.)"""
     for guess, known in zip(drawn, (x, torch.zeros_like(x), x)):
         guess[::points] = range_null_projection(guess[::points], known, mask)
 
@@ -311,27 +339,28 @@ def frame_scores(x_hat, x):
 
 
 def linear_interpolation(anchors, times, fetch):
-    """Frames [k,V] at `times`, on straight lines between those at `anchors`, or the nearest."""
+    """Frames [K,V] at `times`, on straight lines between those at `anchors`, or the nearest.
+
+    Interpolating unit vectors tells what share each anchor has, weight [K,anchors]: so only those
+    that are used need be read (fetch) from a long run."""
     units = np.eye(len(anchors))
-    weight = np.stack([np.interp(times, anchors, unit) for unit in units], 1)  # [k,anchors]
-    near = weight.any(0)
-    return torch.from_numpy(weight[:, near]).float() @ fetch(anchors[near])
+    weight = np.stack([np.interp(times, anchors, unit) for unit in units], 1)
+    used = weight.any(0)
+    return torch.from_numpy(weight[:, used]).float() @ fetch(anchors[used])
 
 
-def rivals(sampler, timeline, k, x):
-    """What needs no network, of frames k with truth x [K,V]: {method: [K,V]}.
-
-    Linear interpolation is a weak rival: the Gaussian conditional, which knows how frames covary in
-    time, is the best linear interpolation, and the one to beat (`sampler.conditional`).
-    """
-    study, found = sampler.study, {"mean_frame": torch.zeros_like(x)}
-    low, high = next(s for s in timeline.stretches if s[0] <= k[0] < s[1])
-    anchors = low + np.flatnonzero(sampler.seen.all(1)[timeline.pattern[low:high]])  # seen whole
+def rivals(sampler, timeline, places, x):
+    """What needs no network, of frames with truth x [K,V]: {method: [K,V]}."""
+    study = sampler.study
+    found = {"mean_frame": torch.zeros_like(x)}  # in z-scores
+    low, high = next(s for s in timeline.stretches if s[0] <= places[0] < s[1])
+    whole = sampler.seen.all(1)[timeline.pattern[low:high]]  # bool [high - low]
+    anchors = low + np.flatnonzero(whole)
     if len(anchors):
         fetch = study.frames
-        found["linear"] = linear_interpolation(anchors, k, lambda at: fetch(timeline.rows[at]))
+        found["linear"] = linear_interpolation(anchors, places, lambda at: fetch(timeline.rows[at]))
     if study.subject.driven is not None:
-        driven = study.normaliser.zscore(study.subject.driven[timeline.rows[k]])
+        driven = study.normaliser.zscore(study.subject.driven[timeline.rows[places]])
         found["ceiling"] = torch.from_numpy(driven)
     return found
 
@@ -340,11 +369,13 @@ def rivals(sampler, timeline, k, x):
 
 
 @torch.no_grad()
-def run(a, where, folder, also):
-    """Draw, score and write the test frames into `folder`; returns what report.show prints."""
+def run(a, where, folder, on_guess):
+    """Draw, score and write the test frames into `folder`; returns what report.show prints.
+
+    (spread and --calibrate: beyond/calibration; --upsample: beyond/between_frames.)"""
     study = Study(a, where)
     a.frames = a.frames or study.settings["frames"]
-    seen, of_frame = observed(a, study)
+    seen, of_frame = data.patterns(observed(a, study))
     sampler = WindowsApart(a, study, seen) if a.paper else beyond.WholeRuns(a, study, seen)
     check_windows(a, study.model)
     spread = None if a.paper or a.samples == 1 else beyond.spread(a, study)
@@ -359,39 +390,40 @@ def run(a, where, folder, also):
         from recordings.outputs import Outputs
 
         outputs = Outputs(a, study, timeline)
-    for k, x, mask, drawn in reconstruct(sampler, timeline, "test"):
+    for places, x, mask, drawn in reconstruct(sampler, timeline, "test"):
         mean, std, first = drawn["neuroframes"]
         if spread:
             spread.add(x, mask, mean, std)
         if a.interrecon and not a.no_null_space:
-            before = (mean[:: a.upsample] - x)[mask]
+            before = (mean[:: a.upsample] - x)[mask]  # by how much what was observed is missed
             for method in ("neuroframes", "shuffled_eeg"):
                 put_back(drawn[method], x, mask, a.upsample)
-            results.add_residual(before, (mean[:: a.upsample] - x)[mask])
+            after = (mean[:: a.upsample] - x)[mask]
+            results.add_residual(before, after)
         results.write(recon=mean, truth=x, std=std)
 
         # Scores: the mean of the samples and one of them, the controls' means, the rivals.
         guesses = {"neuroframes_1": first, **{method: u for method, (u, _, _) in drawn.items()}}
         guesses = {method: guess[:: a.upsample] for method, guess in guesses.items()}
-        for method, guess in {**guesses, **rivals(sampler, timeline, k, x)}.items():
-            results.add_score(method, guess, x, k)
-            also(method, k, guess)
+        for method, guess in {**guesses, **rivals(sampler, timeline, places, x)}.items():
+            results.add_score(method, guess, x, places)
+            on_guess(method, places, guess)
     if RANK == 0:
         return results.finish(spread, outputs)
 
 
 @script
-def main(argv=None, also=lambda method, k, x_hat: None):
-    """also: gets every method's frames, x_hat [K,V] in z-scores at places k (for benchmarks)."""
+def main(argv=None, on_guess=lambda method, places, x_hat: None):
+    """on_guess: is told each method's frames, x_hat [K,V] in z-scores (for benchmarks)."""
     a = parse(argv)
     began = time.time()
     where = device.pick_device(a.device)
     mode = "interrecon" if a.interrecon else "direct"
     out = os.path.join(a.out or os.path.dirname(a.ckpt) or ".", mode)
     with memory.advice(where, a, "batch_size", "samples"), files.whole(out) as folder:
-        told = run(a, where, folder, also)
+        summary = run(a, where, folder, on_guess)
     if RANK == 0:
-        report.show(*told)  # once the result is in its place
+        report.show(*summary)  # once the result is in its place
     say(f"wrote {out} in {time.time() - began:.1f} s")
     processes.part()
 

@@ -1,6 +1,7 @@
 """How are the weights found? One visible loop, at the end of this file.
 
-    python train.py                          the synthetic subject, minutes on two CPU cores
+    python train.py                          the synthetic subject, minutes on two CPU cores; with
+                                             chapters of beyond/ (beyond.TINY), NOT as the paper
     python train.py --preset paper           the same with the paper's method, in small sizes
     python train.py --data cinebrain/sub1    a prepared subject (data.py), the paper's method
     python train.py --out OUT --resume       go on from OUT/last.pt as if nothing had happened
@@ -9,8 +10,16 @@ Writes to OUT: ckpt.pt, the averaged weights with the lowest validation loss (wi
 run: the last ones) and all that sample.py needs beside them; last.pt, the whole state of training;
 log.jsonl, one object a line.
 
-`beyond` are the chapters: what the paper does not have, each an idea of its own. --preset paper
-uses none of them, and whoever reads the paper's method may skip the lines that name them."""
+To skip at a first reading: lines that name `beyond`, its chapters, which are what the paper does
+not have and --preset paper does not use; and those that name `processes`, which with one process do
+nothing (with `torchrun` they share the work among several).
+
+What must not leak from the test runs into training? Runs are split as wholes, for windows of one
+run share its slow fluctuations; no window, nor the EEG around it, reaches over a stretch's border;
+the means and deviations of z-scores, the EEG's scale, the autoencoder and the prior come from
+training frames alone; the checkpoint is chosen on a run of its own, the validation run. (What was
+done to the recordings before, such as cleaning, is beyond our reach.)
+"""
 
 import copy
 import functools
@@ -36,7 +45,7 @@ except ModuleNotFoundError:  # the five scripts alone: the paper's method, witho
 
 # ---- Settings --------------------------------------------------------------------------
 
-PAPER = {  # the paper's choice wherever beyond/ offers another; flags of these names are there
+PAPER = {  # the paper's choice, where a flag of beyond/ (--eeg-encoder ...) offers another
     "autoencoder": "pca",
     "eeg_encoder": "conv",
     "predict": "eps",
@@ -46,8 +55,8 @@ PAPER = {  # the paper's choice wherever beyond/ offers another; flags of these 
     "vary": False,
 }
 ENOUGH = 10_000  # training frames, from which on the paper's sizes fit
-SIZES = {
-    "paper": {  # for 21,600 frames: 170 million weights (Section 4.1)
+SIZES = {  # which of them is taken: see choose_sizes
+    "large": {  # the paper's, for 21,600 frames: 170 million weights (Section 4.1)
         "latent_dim": 1024,  # d
         "eeg_dim": 512,  # d_e
         "width": 1024,
@@ -106,13 +115,13 @@ def parse(argv=None):
     return a
 
 
-def choose_sizes(a, frames):
-    """Fill in the sizes that flags leave open, for so many training frames."""
-    fits = a.preset == "paper" and frames >= ENOUGH
-    for name, value in SIZES["paper" if fits else "small"].items():
+def choose_sizes(a, training_frames):
+    """Fill in the sizes that flags leave open."""
+    fits = a.preset == "paper" and training_frames >= ENOUGH
+    for name, value in SIZES["large" if fits else "small"].items():
         if getattr(a, name) is None:
             setattr(a, name, value)
-    a.steps = a.steps or max(1, a.epochs * frames // (a.frames * a.batch_size))
+    a.steps = a.steps or max(1, a.epochs * training_frames // (a.frames * a.batch_size))
 
 
 # ---- What the loop is given ------------------------------------------------------------
@@ -127,8 +136,8 @@ def find_autoencoder(a, subject, normaliser, rows, saved, where):
         autoencoder.load_state_dict(saved)
     else:
         # 8,192 frames are enough for 1,024 components, and their Gram matrix fits into memory.
-        few = rows[np.linspace(0, len(rows) - 1, min(len(rows), 8192)).astype(int)]
-        large.fit(autoencoder, subject, normaliser, few)  # = autoencoder.fit, for any number of V
+        chosen = rows[np.linspace(0, len(rows) - 1, min(len(rows), 8192)).astype(int)]
+        large.fit(autoencoder, subject, normaliser, chosen)  # = autoencoder.fit, piece by piece
     processes.broadcast(autoencoder.state_dict().values())  # signs may differ by machine
     return autoencoder
 
@@ -153,7 +162,7 @@ def build(a, subject, latent_dim):
     network = NeuroFrames
     if beyond:
         network, config = beyond.network.choose(a, subject.tr, config)
-    with blaming(a, "width", "heads", "tokens_per_frame"):
+    with blaming(a, "width", "heads", "tokens_per_frame"):  # if they do not fit, name the flag
         return network(**config), config
 
 
@@ -165,19 +174,20 @@ class Batches:
     along (beyond/joint), else 0.
     """
 
-    def __init__(self, a, subject, normaliser, splits, latents, where):
+    def __init__(self, a, subject, normaliser, splits, latents_of, where):
         self.a, self.splits, self.where = a, splits, where
-        self.latents = latents  # rows of frames [B,K] -> z [B,K,d], and their own loss or 0
+        self.latents_of = latents_of  # rows [B,K] -> z [B,K,d], and their own loss or 0
         self.W = subject.eeg.shape[-1]
-        self.eeg = memory.reader(subject, normaliser, where)  # rows [B,L] -> [B,L,C,W]
+        self.read_eeg = memory.reader(subject, normaliser, where)  # rows [B,L] -> [B,L,C,W]
         tiles = data.tile(splits["val"], a.frames)
         self.validation_windows = [window for window in tiles if window.length == a.frames]
 
     def read(self, windows, shift=0):
-        """z, EEG cut `shift` samples late, its times; the latents' loss."""
-        frames, rows, times = data.window_indices(windows, self.a.context, more=int(shift > 0))
-        z, extra = self.latents(frames)
-        eeg = self.eeg(rows)
+        """z, EEG, its times; the latents' loss. shift: see beyond/windows, in the paper 0."""
+        more = int(shift > 0)
+        rows, eeg_rows, times = data.window_indices(windows, self.a.context, more)
+        z, extra = self.latents_of(rows)
+        eeg = self.read_eeg(eeg_rows)
         if shift > 0:
             eeg = beyond.windows.cut(eeg, shift)
             times = times[:, :-1] + shift / self.W
@@ -186,7 +196,7 @@ class Batches:
     def draw(self, step, d, schedule):
         """(batch, extra loss, number of windows) of a step. All that is random follows from (seed,
         step). Of torchrun's processes each gets its share of the windows."""
-        torch.manual_seed(self.a.seed * 1_000_003 + step)
+        torch.manual_seed(self.a.seed * 1_000_003 + step)  # so that --resume draws the same
         rng = np.random.default_rng([self.a.seed, step])
         K, shift = self.a.frames, 0
         if self.a.vary:
@@ -205,7 +215,7 @@ class Batches:
         size, windows = self.a.batch_size, self.validation_windows
         for i in range(RANK * size, len(windows), WORLD * size):
             z, eeg, times, extra = self.read(windows[i : i + size])
-            for level in range(8):  # a step from each eighth: with any steps the loss would jump
+            for level in range(8):  # n from each eighth of the steps: else the loss would jump
                 g = torch.Generator().manual_seed(level)
                 n = (level + torch.rand(len(z), generator=g)) / 8 * schedule.steps
                 eps = torch.randn(z.shape, generator=g)
@@ -235,23 +245,24 @@ def validate(net, weight, batches):
 
 
 def learning_rate(a, step):
-    """Linear warm-up, then half a cosine down to 0; with --warmup 0 constant, as in the paper."""
+    """Half a cosine down to 0, at first under a linear warm-up; --warmup 0: constant, the paper."""
     cosine = 0.5 * (1 + math.cos(math.pi * step / a.steps))
     return a.lr * min((step + 1) / a.warmup, cosine) if a.warmup else a.lr
 
 
 @torch.no_grad()
 def update_average(averaged, model, ema, step):
-    """average <- decay average + (1 - decay) weights, a step.
+    """average <- decay average + (1 - decay) weights, at each step.
 
-    The last weights are noisy, for every step follows one batch; their average is not, and samples
-    from it are better. Early on it follows the weights closely, over a tenth of the steps so far,
-    or it would be full of the random weights of the start."""
+    The last weights are noisy, because every step follows one batch; their average is not, and
+    samples from it are better. Early on it must follow the weights closely, or it would be full of
+    the random ones of the start: 1 - decay = 9 / (11 + step) averages over the last ninth of the
+    steps so far."""
     decay = min(ema, (2 + step) / (11 + step))
     for average, now in zip(averaged.state_dict().values(), model.state_dict().values()):
         if average.is_floating_point():
             average.lerp_(now, 1 - decay)
-        else:
+        else:  # whole numbers, such as batch norm's count of steps
             average.copy_(now)
 
 
@@ -271,7 +282,7 @@ def open_subject(a, run):
     check_length(a, splits["train"], folder)
     rows = np.concatenate([np.arange(low, high) for low, high in splits["train"]])
     choose_sizes(a, len(rows))
-    note_doubts(a, subject, len(rows), ENOUGH)
+    note_doubts(a, subject, len(rows), ENOUGH)  # what may disappoint is said before, not after
     return subject, splits, rows
 
 
@@ -282,19 +293,19 @@ def prepare(a, where, run):
     normaliser = data.Normaliser.measure(subject, splits["train"])
     saved = run.restored("autoencoder")
     if a.autoencoder == "joint":
-        autoencoder, latents = beyond.joint.start(a, subject, normaliser, saved, where)
+        autoencoder, latents_of = beyond.joint.start(a, subject, normaliser, saved, where)
     else:
         autoencoder = find_autoencoder(a, subject, normaliser, rows, saved, where)
         z_all = encode_all(autoencoder, subject, normaliser, where)  # [T,d]
 
-        def latents(rows):
+        def latents_of(rows):
             return z_all[torch.from_numpy(rows).to(where)], 0.0
 
     model, config = build(a, subject, autoencoder.latent_dim)
     if a.prior == "gaussian":
         model.prior.fit([z_all[low:high] for low, high in splits["train"]])
 
-    batches = Batches(a, subject, normaliser, splits, latents, where)
+    batches = Batches(a, subject, normaliser, splits, latents_of, where)
     names = "mean", "std", "eeg_scale"
     statistics = {name: torch.from_numpy(getattr(normaliser, name)) for name in names}
     ckpt = {"config": config, "normaliser": statistics, "subject": os.path.abspath(subject.folder)}
@@ -302,12 +313,16 @@ def prepare(a, where, run):
 
 
 def train(a, where, run):
-    """From the flags a to OUT/ckpt.pt."""
+    """From the flags a to OUT/ckpt.pt.
+
+    run (tools/run.py) counts steps, twenty times in all `is_due` for validation, keeps the best
+    checkpoint and the last state, and catches Ctrl-C. It never stops early."""
     batches, autoencoder, model, ckpt = prepare(a, where, run)
     averaged = copy.deepcopy(model).eval()  # the moving average of the weights
     weight = 1.0  # of each latent in the loss
     if a.loss == "vertex":
         weight = beyond.vertex_loss.weight(autoencoder)
+    # (PCA has no parameters; beyond/joint has.)
     trained = [p for p in [*model.parameters(), *autoencoder.parameters()] if p.requires_grad]
     fused = where.type in ("cpu", "cuda")
     optimizer = torch.optim.AdamW(trained, lr=a.lr, weight_decay=a.weight_decay, fused=fused)

@@ -54,7 +54,7 @@ from tools.processes import in_batches  # noqa: E402
 from tools.run import Run  # noqa: E402
 
 RUN, C, W, TR, FS = 1350, 64, 800, 0.8, 1000  # CineBrain's: 20 runs of 18 minutes
-NETWORK = {name: train.SIZES["paper"][name] for name in ("latent_dim", "eeg_dim", "width", "depth")}
+NETWORK = {name: train.SIZES["large"][name] for name in ("latent_dim", "eeg_dim", "width", "depth")}
 NETWORK["heads"] = 8
 
 # ---- What the machine can do -----------------------------------------------------------
@@ -323,7 +323,7 @@ def steps(a, meter, name, count, out, *flags):
     Run.finish_step ends it."""
     clock = StepClock(meter.device)
     dtype = torch.bfloat16 if has_bfloat16(meter.device) else torch.float32
-    sizes = {**train.SIZES["paper"], "heads": NETWORK["heads"], "steps": count}
+    sizes = {**train.SIZES["large"], "heads": NETWORK["heads"], "steps": count}
     given = ["--data", a.subject, "--out", os.path.join(a.out, out), "--preset", "paper"]
     given += ["--no-validation", "--device", str(meter.device), *flags]
     for size, value in sizes.items():  # however few frames there are
