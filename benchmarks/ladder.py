@@ -84,11 +84,12 @@ def trained(a, flags):
     return folder
 
 
-def scores(folder, i, flags):
+def scores(folder, flags):
     """{mode: (mse, r)} of the whole brain."""
     found = {}
+    drawn = " ".join(flags).replace("--", "").replace(" ", "_") or "default"
     for mode, observed in MODES.items():
-        out = os.path.join(folder, f"row-{i}", mode)
+        out = os.path.join(folder, drawn, mode)
         metrics = os.path.join(out, "interrecon" if observed else "direct", "metrics.json")
         if not os.path.exists(metrics):
             ckpt = os.path.join(folder, "ckpt.pt")
@@ -114,10 +115,10 @@ def ladder(a):
     """Rows of the first table: flags of training add up, those of sampling replace each other."""
     kind = "short" if a.short else "long"
     flags, sampling = [], []
-    for i, row in enumerate(ROWS):
+    for row in ROWS:
         these = flags + row.train.split()
         sampling = row.sample.split() or sampling
-        found = scores(trained(a, these), i, sampling)
+        found = scores(trained(a, these), sampling)
         kept = kind in row.carried
         yield line(row.name if kept else f"({row.name})", found)
         if kept:
@@ -126,9 +127,9 @@ def ladder(a):
 
 def without(a):
     """Rows of the second."""
-    for i, row in enumerate(WITHOUT):
+    for row in WITHOUT:
         folder = trained(a, ["--preset", "tiny", *row.train.split()])
-        yield line(row.name, scores(folder, i, row.sample.split()))
+        yield line(row.name, scores(folder, row.sample.split()))
 
 
 @script

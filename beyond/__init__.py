@@ -14,8 +14,9 @@ has it: train.py --preset paper, sample.py --paper.
 """
 
 import argparse
+import inspect
 
-import neuroframes
+from neuroframes import LinearAutoencoder, NeuroFrames
 
 from . import (
     any_vertices,
@@ -59,9 +60,19 @@ def add_sampling_flags(add):
         chapter.add_flags(add)
 
 
+def refusal_of_training(a, processes):
+    """What is wrong with the flags a of train.py, or None: the rules of chapters."""
+    return joint.refusal(a, processes)
+
+
+def refusal_of_sampling(a):
+    """The same of sample.py."""
+    return calibration.refusal(a)
+
+
 def kinds(ckpt):
     """The classes of a checkpoint's model and autoencoder."""
-    chapters = {"encoder_settings", "predict", "prior"} & set(ckpt["config"])
-    model = network.Network if chapters else neuroframes.NeuroFrames
+    chapters = set(ckpt["config"]) - set(inspect.signature(NeuroFrames).parameters)
+    model = network.Network if chapters else NeuroFrames
     trained_along = "D" in ckpt["autoencoder"]
-    return model, joint.JointAutoencoder if trained_along else neuroframes.LinearAutoencoder
+    return model, joint.JointAutoencoder if trained_along else LinearAutoencoder

@@ -1,5 +1,5 @@
-"""Would the tests notice? Forty careless changes of the kind that gives wrong science without a word,
-made one at a time in a copy of the project; prints which of them no test notices.
+"""Would the tests notice? Forty careless changes of the kind that gives wrong science without a
+word, made one at a time in a copy of the project; prints which of them no test notices.
 
     python tests/careless.py [NUMBER ...]
 
@@ -68,8 +68,8 @@ CHANGES = [
     (
         "windows drawn across the ends of runs",
         "data.py",
-        "starts = np.array([max(0, high - low - K + 1)",
-        "starts = np.array([max(0, high - low)",
+        "np.arange(low, high - K + 1) for low, high in segments]",
+        "np.arange(low, high) for low, high in segments]",
     ),
     (
         "the first runs are the test set",
@@ -167,14 +167,14 @@ CHANGES = [
     (
         "shuffled EEG is not held to what was observed",
         "sample.py",
-        'wanted["shuffled_eeg"] = held_to, h[',
-        'wanted["shuffled_eeg"] = nothing, h[',
+        'wanted["shuffled_eeg"] = (held_to, h[',
+        'wanted["shuffled_eeg"] = (nothing, h[',
     ),
     (
         "without null space is projected all the same",
         "sample.py",
-        'wanted["no_null_space"] = nothing, h',
-        'wanted["no_null_space"] = held_to, h',
+        'wanted["no_null_space"] = (nothing, h)',
+        'wanted["no_null_space"] = (held_to, h)',
     ),
     (
         "the Gaussian control is given what the EEG says",
@@ -191,8 +191,8 @@ CHANGES = [
     (
         "linear interpolation is given the frames that it should guess",
         "sample.py",
-        "np.flatnonzero(sampler.seen.all(1)[timeline.pattern[low:high]])",
-        "np.arange(high - low)",
+        "low + np.flatnonzero(whole)",
+        "np.arange(low, high)",
     ),
     (
         "what was observed is scored",
@@ -288,7 +288,8 @@ def tried(number):
 def main(numbers):
     survived = []
     for number in numbers or range(len(CHANGES)):
-        began, what = time.time(), CHANGES[number][0]
+        began = time.time()
+        what = CHANGES[number][0]
         noticed = tried(number)
         survived += [] if noticed else [number]
         told = noticed or "NOT NOTICED"

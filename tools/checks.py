@@ -43,6 +43,12 @@ def check_range(a, low, high, *names):
             fail(f"{flag(name)} {value}: expected {low:g} to {high:g}")
 
 
+def refused(why):
+    """Fail if chapters gave a reason to."""
+    if why:
+        fail(why)
+
+
 def settle_training(a, paper, beyond):
     """Settle the flags of chapters that are not given, as --preset says, and check all flags of
     train.py that need no data to be checked. paper: what they are in the paper; beyond: the
@@ -61,16 +67,13 @@ def settle_training(a, paper, beyond):
     check_positive(a, "eeg_filters", "eeg_bands")
     check_range(a, 0, 1, "eeg_dropout")
     check_range(a, 0, 10**9, "context")
-    joint = a.autoencoder == "joint"  # latents move: no covariance, no orthonormal D, one process
-    wanted = a.prior in (None, "none") and a.loss in (None, "latent") and WORLD == 1
-    if joint and not wanted:
-        fail("--autoencoder joint goes with --prior none and --loss latent, and without torchrun")
-    recipe = {**(paper if a.preset == "paper" else beyond.TINY)}
-    if joint:
-        recipe |= {"prior": "none", "loss": "latent"}
+    recipe = paper if a.preset == "paper" else beyond.TINY
+    if a.autoencoder == "joint":
+        recipe = {**recipe, "prior": "none", "loss": "latent"}
     for name, value in recipe.items():
         if getattr(a, name) is None:
             setattr(a, name, value)
+    refused(beyond.refusal_of_training(a, WORLD))
 
 
 def check_length(a, segments, folder):
@@ -119,8 +122,8 @@ def settle_sampling(a, beyond):
     a.interrecon = bool(a.gap or a.anchors or a.observe)
     a.upsample = a.upsample or 1
     a.samples = a.samples or (1 if a.paper else 8)
-    if a.calibrate and a.samples < 2:
-        fail(f"--samples {a.samples}: --calibrate needs 2 or more, to have a spread")
+    if beyond:
+        refused(beyond.refusal_of_sampling(a))
 
 
 def check_windows(a, model):
