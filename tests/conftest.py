@@ -1,6 +1,8 @@
-"""What several files of tests share: small subjects, a raw session, a way to run commands."""
+"""What several files of tests share: small subjects, a raw session, ways to run commands."""
 
+import json
 import os
+import subprocess
 import sys
 
 import nibabel as nib
@@ -8,19 +10,21 @@ import numpy as np
 import pytest
 import torch
 
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path.insert(1, os.path.join(sys.path[0], "benchmarks"))
+
+import data
+import train
+from recordings import cifti
+
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path[:0] = [HERE, os.path.join(HERE, "benchmarks")]
-
-import data  # noqa: E402
-import train  # noqa: E402
-from recordings import cifti  # noqa: E402
-
-torch.set_num_threads(1)  # of small tensors more threads make nothing faster
 TINY = dict(runs=5, frames=60, channels=4, fs=50, side=8, sources=4, background=3)
-SMALL = (
+FLAGS = (
     "--preset tiny --width 16 --heads 2 --depth 1 --eeg-dim 8 --eeg-filters 4 --eeg-bands 4 "
     "--latent-dim 6 --batch-size 4 --frames 6 --context 2 --warmup 2 --device cpu"
-).split()
+)
+SMALL = FLAGS.split()
+torch.set_num_threads(1)  # of small tensors more threads make nothing faster
 
 
 @pytest.fixture(scope="session")
@@ -35,6 +39,29 @@ def command(monkeypatch, module, *flags):
     module.main()
 
 
+def run(script, *flags, **how):
+    """Run a script in a process of its own."""
+    argv = [sys.executable, os.path.join(HERE, script), *map(str, flags)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(argv, capture_output=True, text=True, env=env, **how)
+
+
+def contents(folder):
+    """{path: bytes} of all files in a folder."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def read_json(path):
+    with open(path, encoding="utf-8") as f:
+        return json.load(f)
+
+
+def read_log(folder):
+    """The lines of train.py's log, but for how long each step took."""
+    with open(os.path.join(folder, "log.jsonl"), encoding="utf-8") as f:
+        return [{**json.loads(line), "seconds": 0} for line in f]
+
+
 def ar1(rng, frames, d):
     """Frames [frames,d] of unit variance, each column an AR(1) process of its own memory."""
     z = np.zeros((frames, d))
@@ -47,25 +74,27 @@ def ar1(rng, frames, d):
 def session(tmp_path_factory):
     """A raw session: 4 runs of CIFTI-2 and continuous EEG, 40 cortical vertices, 2 x 2 x 2 voxels.
     (folder, space, frames of each run)."""
-    root, rng = tmp_path_factory.mktemp("session"), np.random.default_rng(0)
+    root = tmp_path_factory.mktemp("session")
+    rng = np.random.default_rng(0)
     models = nib.cifti2.BrainModelAxis
     space = models.from_surface(np.arange(2, 27), 64, "CortexLeft")
     space += models.from_surface(np.arange(15), 64, "CortexRight")
     space += models.from_mask(np.ones((2, 2, 2), bool), affine=np.eye(4), name="thalamus_left")
     raw = []
-    for run in range(1, 5):
+    for i in range(1, 5):
         x = (1000 + ar1(rng, 50, 48).numpy()).astype(np.float32)
         x[:, 5] = 12.0  # a vertex without variance
-        cifti.save_dtseries(str(root / f"run-{run}_bold.dtseries.nii"), x, space, 0.8, 0.0)
+        cifti.save_dtseries(str(root / f"run-{i}_bold.dtseries.nii"), x, space, 0.8, 0.0)
         eeg = rng.standard_normal((3, 50 * 40)).astype(np.float32)
-        np.save(root / f"run-{run}_eeg.npy", eeg)
+        np.save(root / f"run-{i}_eeg.npy", eeg)
         raw.append(x)
     keys = {0: ("???", (0, 0, 0, 0)), 1: ("L_V1_ROI", (1, 0, 0, 1)), 2: ("R_A1_ROI", (0, 1, 0, 1))}
     label = np.zeros((1, 40), np.float32)
     label[0, :10] = 1
     label[0, 30:35] = 2
-    axes = nib.cifti2.LabelAxis(["parcels"], [keys]), space[np.arange(40)]
-    nib.save(nib.Cifti2Image(label, axes), str(root / "parcels.dlabel.nii"))
+    names = nib.cifti2.LabelAxis(["parcels"], [keys])
+    image = nib.Cifti2Image(label, (names, space[np.arange(40)]))
+    nib.save(image, str(root / "parcels.dlabel.nii"))
     np.save(root / "mine.npy", np.arange(48) < 7)
     return root, space, raw
 
@@ -73,7 +102,8 @@ def session(tmp_path_factory):
 @pytest.fixture(scope="session")
 def trained(session, tmp_path_factory):
     """The session prepared by the command, and a model trained by the command."""
-    root, out = session[0], tmp_path_factory.mktemp("trained")
+    root = session[0]
+    out = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
         runs = "--bold", root / "run-*_bold.dtseries.nii", "--eeg", root / "run-*_eeg.npy"
         parcels = "--parcels", root / "parcels.dlabel.nii", root / "mine.npy"

@@ -74,7 +74,8 @@ def is_settings(function):
 def measure(path):
     """{"tokens", "lines", "explain": share of lines that are words, "longest", "wrong": [...]}."""
     source = read(path)
-    tree, lines = ast.parse(source), source.splitlines()
+    tree = ast.parse(source)
+    lines = source.splitlines()
     documented = docstring_lines(tree)
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
     lengths = {f.name: f.end_lineno - f.lineno + 1 for f in functions}

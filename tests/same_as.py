@@ -3,9 +3,10 @@
     git worktree add ../before HEAD~1
     python tests/same_as.py ../before
 
-Runs the same small commands, on one thread, from both checkouts, and compares what they write: losses, checkpoints,
-reconstructions, scores, prepared subjects. For work that should change no number: moving code, making it faster.
-Only flags and files are relied on, so that any two versions can be compared. A minute or two on two cores.
+Runs the same small commands, on one thread, from both checkouts, and compares what they write:
+losses, checkpoints, reconstructions, scores, prepared subjects. For work that should change no
+number: moving code, making it faster. Only flags and files are relied on, so that any two versions
+can be compared. A minute or two on two cores.
 """
 
 import concurrent.futures
@@ -28,19 +29,23 @@ BANDS = "--eeg-filters 4 --eeg-bands 4 --context 2"
 DRAWN = "--steps 6 --samples 4 --device cpu --out out"
 
 # Each runs in a folder of its own, so that results of others are at ../NAME.
-SUBJECT = "import data; data.synthetic('.', runs=5, frames=60, channels=4, fs=50, side=8, sources=4, background=3)"
+SUBJECT = (
+    "import data; data.synthetic("
+    "'.', runs=5, frames=60, channels=4, fs=50, side=8, sources=4, background=3)"
+)
 PREPARE = {
     "subject": f'-c "{SUBJECT}"',
-    "cifti": "data.py --bold ../raw/*_bold.dtseries.nii --eeg ../raw/*_eeg.npy --fs 50 --out subject"
-    " --parcels ../raw/parcels.dlabel.nii ../raw/mine.npy",
-    "folders": "data.py --bold ../raw/fmri --eeg ../raw/eeg --tr 0.8 --channels 4 --frames-per-run 20"
-    " --split ../raw/split.json --out subject",
+    "cifti": "data.py --bold ../raw/*_bold.dtseries.nii --eeg ../raw/*_eeg.npy --fs 50"
+    " --parcels ../raw/parcels.dlabel.nii ../raw/mine.npy --out subject",
+    "folders": "data.py --bold ../raw/fmri --eeg ../raw/eeg --tr 0.8 --channels 4"
+    " --frames-per-run 20 --split ../raw/split.json --out subject",
 }
 TRAIN = {
     "tiny": f"train.py --preset tiny {SIZES} {BANDS}",
     "paper": f"train.py --preset paper {SIZES}",
     "joint": f"train.py --preset paper --autoencoder joint {SIZES}",
-    "small": f"train.py --preset tiny {SIZES} {BANDS} --no-vary --eeg-power log --eeg-dropout 0.9 --no-validation",
+    "small": f"train.py --preset tiny {SIZES} {BANDS} --no-vary --eeg-power log"
+    " --eeg-dropout 0.9 --no-validation",
     "tokens": f"train.py --preset tiny {SIZES} {BANDS} --tokens-per-frame 3 --predict eps --seed 1",
 }
 SAMPLE = {
@@ -67,9 +72,8 @@ def make_raw(folder):
     for name in ("fmri", "eeg"):
         os.makedirs(os.path.join(folder, name))
     models = nib.cifti2.BrainModelAxis
-    space = models.from_surface(np.arange(2, 27), 64, "CortexLeft") + models.from_surface(
-        np.arange(15), 64, "CortexRight"
-    )
+    space = models.from_surface(np.arange(2, 27), 64, "CortexLeft")
+    space += models.from_surface(np.arange(15), 64, "CortexRight")
     for run in (1, 2):
         x = (1000 + rng.standard_normal((50, 40)).cumsum(0)).astype(np.float32)
         series = nib.cifti2.SeriesAxis(0.0, 0.8, 50, "SECOND")
@@ -88,16 +92,11 @@ def make_raw(folder):
     vertex = np.arange(64)
     np.save(os.path.join(folder, "mask.npy"), np.stack([vertex < 20, vertex < 0, vertex >= 40]))
     for i in range(40):
-        np.save(
-            os.path.join(folder, f"fmri/{i + 3}.npy"), rng.standard_normal(9).astype(np.float32)
-        )
-        np.save(
-            os.path.join(folder, f"eeg/{i + 3}.npy"),
-            rng.standard_normal((5, 16)).astype(np.float32),
-        )
-    clips = [
-        {"fmri": [f"some/where/{i}.npy" for i in range(c, c + 5)], "eeg": []} for c in (23, 38)
-    ]
+        for name, shape in (("fmri", (9,)), ("eeg", (5, 16))):
+            frame = rng.standard_normal(shape).astype(np.float32)
+            np.save(os.path.join(folder, f"{name}/{i + 3}.npy"), frame)
+    names = [[f"some/where/{i}.npy" for i in range(c, c + 5)] for c in (23, 38)]
+    clips = [{"fmri": clip, "eeg": []} for clip in names]
     with open(os.path.join(folder, "split.json"), "w") as f:
         json.dump(clips, f)
 
@@ -111,9 +110,8 @@ def run(checkout, folder, command):
     else:
         argv = [sys.executable, os.path.join(checkout, script), *flags[0].split()]
     one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": checkout}
-    done = subprocess.run(
-        argv, cwd=folder, env={**os.environ, **one_thread}, capture_output=True, text=True
-    )
+    env = {**os.environ, **one_thread}
+    done = subprocess.run(argv, cwd=folder, env=env, capture_output=True, text=True)
     if done.returncode:
         print(f"{checkout}: {command}\n{done.stderr}", file=sys.stderr)
     return done.returncode
@@ -140,30 +138,29 @@ def content(path):
         return {"": nib.load(path).get_fdata()}
     if path.endswith(".pt"):
         state = torch.load(path, weights_only=True)
-        parts = [
-            part for part in ("model", "averaged", "autoencoder", "normaliser") if part in state
-        ]
-        return {
-            f"{part}.{name}": tensor.numpy()
-            for part in parts
-            for name, tensor in state[part].items()
-        }
-    if path.endswith(".jsonl"):
-        return {str(i): {**json.loads(line), "seconds": 0} for i, line in enumerate(open(path))}
-    if path.endswith(".json"):
-        found = json.load(open(path))
-        return {name: value for name, value in found.items() if name not in ("seconds", "source")}
-    return {}
+        found = {}
+        for part in {"model", "averaged", "autoencoder", "normaliser"} & set(state):
+            found |= {f"{part}.{name}": tensor.numpy() for name, tensor in state[part].items()}
+        return found
+    if not path.endswith((".json", ".jsonl")):
+        return {}
+    with open(path, encoding="utf-8") as f:
+        if path.endswith(".jsonl"):
+            return {str(i): {**json.loads(line), "seconds": 0} for i, line in enumerate(f)}
+        found = json.load(f)
+    return {name: value for name, value in found.items() if name not in ("seconds", "source")}
 
 
 def distance(a, b):
-    """The largest difference of two arrays, or of the numbers in two nested values; None if they cannot be compared."""
+    """The largest difference of two arrays, or of the numbers in two nested values; None if they
+    cannot be compared."""
     if isinstance(a, dict) and isinstance(b, dict):
         found = [distance(a[key], b[key]) if key in b else None for key in a]
         return None if None in found else max(found, default=0.0)
     if isinstance(a, (str, type(None), bool)) or isinstance(b, (str, type(None), bool)):
         return 0.0 if a == b else None
-    a, b = np.asarray(a), np.asarray(b)
+    a = np.asarray(a)
+    b = np.asarray(b)
     if a.shape != b.shape:
         return None
     if a.dtype.kind not in "fiub":
@@ -174,30 +171,28 @@ def distance(a, b):
 def compare(old_root, new_root):
     """Print a line for each file that differs; returns how many do."""
     differ = same = 0
-    for folder, _, names in sorted(os.walk(old_root)):
-        for name in sorted(names):
-            path = os.path.relpath(os.path.join(folder, name), old_root)
-            if path.split(os.sep)[0] in ("raw", "made") or not os.path.exists(
-                os.path.join(new_root, path)
-            ):
-                if path.split(os.sep)[0] not in ("raw", "made"):
-                    print(f"{path}: is missing")
-                    differ += 1
-                continue
-            old, new = (content(os.path.join(root, path)) for root in (old_root, new_root))
-            bad = {key: distance(old[key], new[key]) for key in old if key in new}
-            bad = {key: far for key, far in bad.items() if far != 0}
-            gone = sorted(set(old) - set(new))
-            if bad or gone:
-                differ += 1
-                worst = max(
-                    bad.values(), key=lambda far: float("inf") if far is None else far, default=0
-                )
-                print(
-                    f"{path}: {len(bad)} of {len(old)} differ, by at most {worst}; gone: {', '.join(gone) or 'none'}"
-                )
-            elif old:
-                same += 1
+    paths = []
+    for folder, _, names in os.walk(old_root):
+        paths += [os.path.relpath(os.path.join(folder, name), old_root) for name in names]
+    for path in sorted(paths):
+        if path.split(os.sep)[0] in ("raw", "made"):
+            continue
+        if not os.path.exists(os.path.join(new_root, path)):
+            print(f"{path}: is missing")
+            differ += 1
+            continue
+        old, new = (content(os.path.join(root, path)) for root in (old_root, new_root))
+        bad = {key: distance(old[key], new[key]) for key in old if key in new}
+        bad = {key: far for key, far in bad.items() if far != 0}
+        gone = ", ".join(sorted(set(old) - set(new)))
+        if bad or gone:
+            differ += 1
+            incomparable = None in bad.values()
+            worst = None if incomparable else max(bad.values(), default=0)
+            found = f"{len(bad)} of {len(old)} differ, by at most {worst}"
+            print(f"{path}: {found}; gone: {gone or 'none'}")
+        elif old:
+            same += 1
     print(f"{same} files are the same to the last bit, {differ} are not")
     return differ
 

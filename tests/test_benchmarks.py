@@ -146,8 +146,11 @@ REFIT = ("ridge", "cnn_tc")  # of both kinds one
 
 
 @pytest.mark.parametrize("rival", [name for name in baselines.RIVALS if name != "cnn_tag"])
-def test_rivals_learn(subject, tmp_path, rival):
-    """A linear map of voltage finds the first component, spectra the second; neither the whole."""
+def test_rivals_learn(subject, tmp_path, monkeypatch, rival):
+    """A linear map of voltage finds the first component, spectra the second; neither the whole.
+    (The large networks learn that in two epochs, of small batches.)"""
+    monkeypatch.setattr(baselines.E2fNet, "batch_size", 4)
+    monkeypatch.setattr(baselines.E2fNet, "epochs", 2)
     s = data.Subject(subject)
     refit = rival in REFIT
     folder = baselines.run(settings(subject, tmp_path, rival, refit))
@@ -167,7 +170,7 @@ def test_cnn_tag_fits_what_it_is_shown(subject, tmp_path):
     net = baselines.CNNTAG(s, normaliser, [(0, 8)], str(tmp_path), a)
     net.windows = np.random.default_rng(0).standard_normal((200, 2, 134)).astype(np.float32)
     batch = net.batch(*(u[:8] for u in baselines.neighbours([(0, 200)], net.lags)))
-    losses = [net.update(*batch) for _ in range(60)]
+    losses = [net.update(*batch) for _ in range(35)]
     assert losses[-1] < 0.3 * losses[0]
 
 

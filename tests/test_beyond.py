@@ -64,7 +64,8 @@ def test_the_weighted_pseudo_inverse_removes_the_bias(seen):
 
 def test_weighted_projection_holds_what_was_seen_and_moves_what_was_not():
     seen = torch.tensor([True, False, True, False])
-    x, y = torch.randn(2, 4, 6).double(), torch.randn(2, 4, 6).double()
+    x = torch.randn(2, 4, 6).double()
+    y = torch.randn(2, 4, 6).double()
     project = weighted_projection.weighted_projection(
         prior_of(smooth_covariance(4), 6), seen, torch.arange(4)
     )
@@ -85,64 +86,84 @@ def unit_autoencoder(d):
 
 
 def test_frames_seen_whole_as_observations_are_range_null_projection():
-    rows, x = torch.ones(1, 6, dtype=torch.bool), torch.randn(2, 4, 6)
+    rows = torch.ones(1, 6, dtype=torch.bool)
+    x = torch.randn(2, 4, 6)
     observation = any_vertices.Observation(unit_autoencoder(6), rows, torch.zeros(1, 6))
-    y, mask = torch.randn(2, 4, 6), torch.tensor([True, False, True, False])
+    y = torch.randn(2, 4, 6)
+    mask = torch.tensor([True, False, True, False])
     found = observation.projection([0, -1, 0, -1])(x, y, 0.3)
     torch.testing.assert_close(found, range_null_projection(x, y, mask[:, None]))
+
+
+def correlated_autoencoder(rng, V, d):
+    """An autoencoder whose E [d,V] has equal columns; D [V,d], by which its latents decode; outside
+    [V,V], which makes noise that E does not see."""
+    scale = np.linspace(2.0, 1.0, d)
+    E = np.linalg.qr(rng.standard_normal((V, d)))[0].T
+    E[:, V - 1] = E[:, V - 2]
+    D = np.linalg.pinv(E) * scale
+    outside = 0.5 * (np.eye(V) - np.linalg.pinv(E) @ E)
+    arrays = {"E": E, "D": D / scale, "latent_mean": np.zeros(d), "latent_scale": scale}
+    tensors = {name: torch.from_numpy(array).float() for name, array in arrays.items()}
+    autoencoder = joint.JointAutoencoder(V, d)
+    autoencoder.load_state_dict(tensors)
+    return autoencoder, D, outside
+
+
+def exact_posterior(D, outside, rows, kinds, C, x):
+    """The mean [K d] of latents z [K,d] given frames x [K,V] at the vertices rows[kind], by numpy.
+
+    x = D z + outside w, w white; latents have covariance C [K,K] in time.
+    """
+    K = len(x)
+    d = D.shape[1]
+    H = []
+    R = []
+    y = []
+    for k, kind in enumerate(kinds):
+        if kind >= 0:
+            row = rows[kind]
+            U, size, Qt = np.linalg.svd(D[row], full_matrices=False)
+            keep = size > 1e-3 * size[0]
+            fit = (U[:, keep] / size[keep]).T
+            y.append(fit @ x[k][row])
+            H.append(np.kron(np.eye(K)[k], Qt[keep]))
+            R.append(torch.from_numpy(fit @ (outside @ outside.T)[np.ix_(row, row)] @ fit.T))
+    H = np.concatenate(H)
+    prior = np.kron(C, np.eye(d))
+    of_y = H @ prior @ H.T + torch.block_diag(*R).numpy()
+    return prior @ H.T @ np.linalg.solve(of_y, np.concatenate(y))
 
 
 def test_any_linear_observation():
     """Frames seen whole, in part (more vertices than latents, fewer, one twice) and not at all,
     against numpy's posterior."""
-    rng, K, d, V = np.random.default_rng(0), 7, 3, 9
-    scale = np.array([2.0, 1.5, 1.0])
-    E = np.linalg.qr(rng.standard_normal((V, d)))[0].T
-    E[:, 8] = E[:, 7]
-    D = np.linalg.pinv(E) * scale
-
-    def tensor(a):
-        return torch.from_numpy(a).float()
-
-    autoencoder = joint.JointAutoencoder(V, d)
-    arrays = {"E": E, "D": D / scale, "latent_mean": np.zeros(d), "latent_scale": scale}
-    autoencoder.load_state_dict({name: tensor(array) for name, array in arrays.items()})
-    vertex = np.arange(V)
-    rows = np.array([vertex >= 0, vertex < 5, vertex < 2, vertex >= 7])
-    outside = 0.5 * (np.eye(V) - np.linalg.pinv(E) @ E)  # noise that E does not see
+    rng = np.random.default_rng(0)
+    K, d, V = 7, 3, 9
+    autoencoder, D, outside = correlated_autoencoder(rng, V, d)
+    rows = [[1] * 9, [1] * 5 + [0] * 4, [1] * 2 + [0] * 7, [0] * 7 + [1] * 2]
+    rows = np.array(rows, bool)
     frames = rng.standard_normal((4000, d)) @ D.T + rng.standard_normal((4000, V)) @ outside
-    observation = any_vertices.Observation(autoencoder, torch.from_numpy(rows), tensor(frames))
+    frames = torch.from_numpy(frames).float()
+    observation = any_vertices.Observation(autoencoder, torch.from_numpy(rows), frames)
 
-    kinds, C = [1, -1, 0, 2, 3, -1, 1], smooth_covariance(K)
-    x, known = rng.standard_normal((K, V)), torch.zeros(K, d).double()
-    H, R, y = [], [], []
+    kinds = [1, -1, 0, 2, 3, -1, 1]
+    C = smooth_covariance(K)
+    x = rng.standard_normal((K, V))
+    known = torch.zeros(K, d).double()
     for k, kind in enumerate(kinds):
-        known[k] = observation.latents(tensor(x[k : k + 1]), kind)[0]
-        if kind >= 0:
-            row = rows[kind]
-            U, S, Qt = np.linalg.svd(D[row], full_matrices=False)
-            keep = S > 1e-3 * S[0]
-            fit = (U[:, keep] / S[keep]).T
-            y.append(fit @ x[k][row])
-            H.append(np.kron(np.eye(K)[k], Qt[keep]))
-            R.append(torch.from_numpy(fit @ (outside @ outside.T)[np.ix_(row, row)] @ fit.T))
-    H, cov = np.concatenate(H), np.kron(C.numpy(), np.eye(d))
-    exact = H @ cov @ H.T + torch.block_diag(*R).numpy()
-    exact = cov @ H.T @ np.linalg.solve(exact, np.concatenate(y))
-
+        known[k] = observation.latents(torch.from_numpy(x[k : k + 1]).float(), kind)[0]
     held = observation.weighted_projection(kinds, prior_of(C, d), torch.arange(K))
+
+    def project(z0, abar):
+        return held(z0, known, abar)
+
     schedule = NoiseSchedule()
     eps = gaussian_eps(C, torch.zeros(K).double(), schedule)
-    z = denoise(
-        eps,
-        lambda z0, abar: held(z0, known, abar),
-        noise(0, pairs=True),
-        (2, K, d),
-        schedule,
-        reuse_eps=False,
-    ).mean(0)
-    far = np.abs(z.numpy().ravel() - exact).max()
-    assert far < 0.1 * np.abs(exact).max()  # R is measured on 4,000 frames
+    z = denoise(eps, project, noise(0, pairs=True), (2, K, d), schedule, reuse_eps=False)
+    exact = exact_posterior(D, outside, rows, kinds, C.numpy(), x)
+    error = z.mean(0).numpy().ravel() - exact
+    assert np.abs(error).max() < 0.1 * np.abs(exact).max()  # R is measured on 4,000 frames
 
 
 def test_what_is_observed_of_frames_and_of_vertices_goes_together(tmp_path):
@@ -166,20 +187,26 @@ def test_what_is_observed_of_frames_and_of_vertices_goes_together(tmp_path):
 def test_velocity_is_eps_and_z_in_other_words():
     s = NoiseSchedule()
     n = torch.tensor([0, 10, 500, 998, 999])
-    z, eps = torch.randn(5, 3, 2).double(), torch.randn(5, 3, 2).double()
-    z_n, v = s.add_noise(z, n, eps), velocity.velocity(s, z, n, eps)
+    z = torch.randn(5, 3, 2).double()
+    eps = torch.randn(5, 3, 2).double()
+    z_n = s.add_noise(z, n, eps)
+    v = velocity.velocity(s, z, n, eps)
     torch.testing.assert_close(velocity.eps_from_velocity(s, z_n, n, v), eps)
     abar = s.alpha_bar[n][:, None, None]
     torch.testing.assert_close(abar.sqrt() * z_n - (1 - abar).sqrt() * v, z)
 
 
 def test_gaussian_prior_is_the_exact_denoiser():
-    s, z, prior = NoiseSchedule(), ar1(np.random.default_rng(0), 2000, 3), GaussianPrior(3)
+    s = NoiseSchedule()
+    z = ar1(np.random.default_rng(0), 2000, 3)
+    prior = GaussianPrior(3)
     prior.fit([z[:1200], z[1200:]])
     torch.testing.assert_close(prior.autocovariance[0], z.square().mean(0))
     expected = ((z[:1198] * z[2:1200]).sum(0) + (z[1200:-2] * z[1202:]).sum(0)) / 2000
     torch.testing.assert_close(prior.autocovariance[2], expected)
-    times, n, z_n = torch.arange(5), torch.tensor([3, 600]), torch.randn(2, 5, 3)
+    times = torch.arange(5)
+    n = torch.tensor([3, 600])
+    z_n = torch.randn(2, 5, 3)
     eps, v = (prior(z_n, n, s, predict, times) for predict in ("eps", "v"))
     C = prior.covariance(times, times)
     for b in range(2):
@@ -212,8 +239,12 @@ def small_network(encoder="bandpower", predict="v", prior=True):
 def test_the_network_answers_eps_whatever_it_predicts(predict, prior):
     """Its loss is that of what it predicts; a loss of 0 means that its eps is exact."""
     model = small_network("conv", predict, prior)
-    z, eps, n = torch.randn(2, 5, 6), torch.randn(2, 5, 6), torch.tensor([50, 900])
-    h, times, s = torch.randn(2, 5, 8), torch.arange(5), model.schedule
+    z = torch.randn(2, 5, 6)
+    eps = torch.randn(2, 5, 6)
+    n = torch.tensor([50, 900])
+    h = torch.randn(2, 5, 8)
+    times = torch.arange(5)
+    s = model.schedule
     z_n = s.add_noise(z, n, eps)
     target = eps if predict == "eps" else velocity.velocity(s, z, n, eps)
     known = model.prior(z_n, n, s, predict, times) if prior else 0.0
@@ -228,7 +259,9 @@ def test_the_network_answers_eps_whatever_it_predicts(predict, prior):
 def test_bfloat16_autocast_is_close_to_float32(encoder):
     """What a GPU runs, here on the CPU."""
     model = small_network(encoder)
-    z, n, eeg = torch.randn(2, 5, 6), torch.tensor([50, 900]), torch.randn(2, 5, 4, 32)
+    z = torch.randn(2, 5, 6)
+    n = torch.tensor([50, 900])
+    eeg = torch.randn(2, 5, 4, 32)
     assert model.encoder(eeg).shape == (2, 5, 8) and model.encoder(eeg[:, :1]).shape == (2, 1, 8)
     exact = model(z, n, model.encoder(eeg))
     with torch.autocast("cpu", torch.bfloat16):
@@ -240,12 +273,14 @@ def test_bfloat16_autocast_is_close_to_float32(encoder):
 def test_float64_stays_on_the_cpu(encoder, predict, monkeypatch):
     """MPS has no float64. The meta device stands in for it; it has no autocast."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
-    model, times = small_network(encoder, predict), torch.arange(5)
+    model = small_network(encoder, predict)
+    times = torch.arange(5)
     seen = torch.tensor([True, False, True, False, False])
     held = weighted_projection.weighted_projection(model.prior, seen, times)
     model.prior.spectrum(times)  # kept from now on
     model = model.to("meta")
-    z, n = torch.empty(2, 5, 6, device="meta"), torch.zeros(2, dtype=torch.long, device="meta")
+    z = torch.empty(2, 5, 6, device="meta")
+    n = torch.zeros(2, dtype=torch.long, device="meta")
     draw = opposite_pairs.draw(torch.Generator().manual_seed(0), "meta", 2)
     with NoDouble():
         autoencoder = joint.JointAutoencoder(9, 6).to("meta")
@@ -266,7 +301,8 @@ def test_float64_stays_on_the_cpu(encoder, predict, monkeypatch):
 def test_band_power_hears_power_and_not_phase():
     torch.manual_seed(0)
     encoder = band_power.BandPowerEncoder(1, 64, 8, filters=1, bands=8, span=3).eval()
-    powers, t = [], torch.arange(5 * 64) / 64
+    powers = []
+    t = torch.arange(5 * 64) / 64
     encoder.norm.register_forward_pre_hook(lambda _, inputs: powers.append(inputs[0].detach()))
     for cycles, phase, size in ((4, 0.0, 1.0), (4, 1.0, 1.0), (4, 0.0, 3.0), (28, 0.0, 1.0)):
         wave = size * torch.sin(2 * np.pi * cycles * t + phase)
@@ -297,7 +333,8 @@ def test_joint_autoencoder_learns_the_pca_error_and_hides_from_the_diffusion_los
     torch.manual_seed(0)
     x = torch.randn(400, 4) @ torch.randn(4, 30) + 0.1 * torch.randn(400, 30)
     x -= x.mean(0)
-    best, autoencoder = LinearAutoencoder(30, 4), joint.JointAutoencoder(30, 4)
+    best = LinearAutoencoder(30, 4)
+    autoencoder = joint.JointAutoencoder(30, 4)
     best.fit(x)
     floor = (best.decode(best.encode(x)) - x).square().mean()
     optimizer = torch.optim.Adam(autoencoder.parameters(), lr=1e-2)
@@ -316,7 +353,8 @@ def test_joint_autoencoder_learns_the_pca_error_and_hides_from_the_diffusion_los
 
 
 def test_vertex_loss_weighs_latents_as_vertices_do():
-    """The weighted squared error of latents is proportional to that of the vertices they decode to."""
+    """The weighted squared error of latents is proportional to that of the vertices that they
+    decode to."""
     x = torch.randn(300, 20) * torch.linspace(0.2, 3, 20)
     autoencoder = LinearAutoencoder(20, 8)
     autoencoder.fit(x)
@@ -333,7 +371,8 @@ def test_vertex_loss_weighs_latents_as_vertices_do():
 
 def test_opposite_pairs():
     draw = opposite_pairs.draw(torch.Generator().manual_seed(0), "cpu", 4)
-    first, second = draw((8, 3, 2)), draw((8, 3, 2))
+    first = draw((8, 3, 2))
+    second = draw((8, 3, 2))
     assert torch.equal(first[:4], -first[4:]) and not torch.equal(first, second)
     odd = opposite_pairs.draw(torch.Generator().manual_seed(0), "cpu", 3)((6, 3, 2))
     assert not any(torch.equal(odd[i], -odd[j]) for i in range(6) for j in range(6))
@@ -342,7 +381,9 @@ def test_opposite_pairs():
 
 def test_what_is_computed_once_is_the_same():
     model = small_network()
-    h, times, z_n = torch.randn(3, 7, 8), torch.arange(-1.0, 6), torch.randn(6, 5, 6)
+    h = torch.randn(3, 7, 8)
+    times = torch.arange(-1.0, 6)
+    z_n = torch.randn(6, 5, 6)
     n = torch.full((6,), 300)
     answer = computed_once.once(model, h, times)
     naive = model(z_n, n, h.repeat(2, 1, 1), times)
@@ -351,8 +392,8 @@ def test_what_is_computed_once_is_the_same():
 
 @pytest.fixture(scope="module")
 def process():
-    """A model with a prior whose network answers 0, as a fresh one does (here at once), is the exact
-    denoiser of a Gaussian process."""
+    """A model with a prior whose network answers 0, as a fresh one does (here at once), is the
+    exact denoiser of a Gaussian process."""
     torch.manual_seed(0)
     white = torch.randn(6, 20_000, 2)
     kernel = torch.exp(-0.5 * (torch.arange(-12, 13) / 2.0) ** 2)
@@ -485,7 +526,8 @@ def test_spread_counts_what_is_free_and_takes_its_scale_from_what_it_was_given()
     g = torch.Generator().manual_seed(0)
     valid = torch.tensor([True] * 9 + [False])
     spread = calibration.Spread(torch.zeros(10), valid)
-    x, mask = torch.zeros(500, 10), torch.zeros(500, 10, dtype=torch.bool)
+    x = torch.zeros(500, 10)
+    mask = torch.zeros(500, 10, dtype=torch.bool)
     mask[:, 0] = True
     mean = 3 * torch.randn(500, 10, generator=g)
     mean[:, [0, 9]] = 1e6  # observed, or constant: does not count

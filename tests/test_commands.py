@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL, command
+from conftest import SMALL, command, read_json, read_log
 
 import data
 import sample as sampling
@@ -14,7 +14,8 @@ import train
 
 
 def test_training_lowers_the_validation_loss(tiny, tmp_path, monkeypatch):
-    """Well below that of a network that has learned nothing of the EEG: one trained on shuffled EEG."""
+    """Well below that of a network that has learned nothing of the EEG: one trained on shuffled
+    EEG."""
     losses = {}
     subject = data.Subject(tiny)
     other = tmp_path / "shuffled"
@@ -26,11 +27,27 @@ def test_training_lowers_the_validation_loss(tiny, tmp_path, monkeypatch):
     for name, folder in (("true", tiny), ("shuffled", other)):
         flags = "--data", folder, "--steps", 200, *SMALL, "--lr", "1e-2", "--no-vary", "--seed", 1
         command(monkeypatch, train, *flags, "--out", tmp_path / name)
-        with open(tmp_path / name / "log.jsonl") as f:
-            losses[name] = [json.loads(line)["val_loss"] for line in f]
+        losses[name] = [line["val_loss"] for line in read_log(tmp_path / name)]
         ckpt = torch.load(tmp_path / name / "ckpt.pt", weights_only=True)
         assert ckpt["val_loss"] == min(losses[name]) < losses[name][0]
     assert min(losses["true"]) < min(losses["shuffled"]) - 0.02, losses
+
+
+def anchors_of(flags):
+    """Which of every 6 frames are observed."""
+    if "--anchors" in flags:
+        return [0, 5]
+    return [0, 2, 4] if flags else []
+
+
+def check_series(path, space, frames):
+    """The file holds the last run's frames [45,V] in scanner units."""
+    image = nib.load(path)
+    series = image.header.get_axis(0)
+    assert image.header.get_axis(1) == space and series.start == pytest.approx(5 * 0.8)
+    assert (series.size, series.step, series.unit) == (45, 0.8, "SECOND")
+    np.testing.assert_allclose(image.get_fdata(), frames, rtol=1e-5)
+    assert (image.get_fdata()[:, 5] == 12.0).all()  # the constant vertex comes back as it was
 
 
 @pytest.mark.parametrize(
@@ -46,22 +63,21 @@ def test_sample_writes_what_it_says(session, trained, tmp_path, monkeypatch, cap
     given = "--ckpt", trained / "ckpt.pt", "--out", tmp_path, "--samples", 2, "--steps", 5
     command(monkeypatch, sampling, *given, *flags)
     out = tmp_path / ("interrecon" if flags else "direct")
-    recon, truth, std, frames = (
-        np.load(out / f"{name}.npy") for name in ("recon", "truth", "std", "frames")
-    )
-    metrics = json.loads((out / "metrics.json").read_text())
+    recon, truth, std = (np.load(out / f"{name}.npy") for name in ("recon", "truth", "std"))
+    metrics = read_json(out / "metrics.json")
     subject = data.Subject(str(trained / "subject"))
     normaliser = data.Normaliser.measure(subject, [(0, 45), (45, 90)])
-    assert frames.tolist() == list(range(135, 180)) and metrics["test_frames"] == 45
+    assert np.load(out / "frames.npy").tolist() == list(range(135, 180))
+    assert metrics["test_frames"] == 45
     np.testing.assert_allclose(truth, normaliser.zscore(subject.fmri[135:180]), atol=1e-5)
-    anchors = [0, 5] if "--anchors" in flags else [0, 2, 4] if flags else []
-    seen = np.isin(np.arange(45) % 6, anchors)
+    seen = np.isin(np.arange(45) % 6, anchors_of(flags))
     if flags:
         assert np.array_equal(recon[seen], truth[seen]) and not std[seen].any()
         assert metrics["anchor_residual"] == 0.0 < metrics["residual_before"]
     assert std[~seen].any(0)[normaliser.valid].all()
 
-    region, scores = subject.rois["visual"] & normaliser.valid, metrics["scores"]
+    scores = metrics["scores"]
+    region = subject.rois["visual"] & normaliser.valid
     missing = np.flatnonzero(~seen)
     r = np.mean([np.corrcoef(recon[t, region], truth[t, region])[0, 1] for t in missing])
     mse = ((recon - truth)[~seen][:, normaliser.valid] ** 2).mean()
@@ -72,13 +88,7 @@ def test_sample_writes_what_it_says(session, trained, tmp_path, monkeypatch, cap
     assert scores.keys() == controls
     assert scores["neuroframes"].keys() == {"whole", "visual", "visual+audio", "mine"}
 
-    image = nib.load(out / "recon.dtseries.nii")
-    series = image.header.get_axis(0)
-    assert image.header.get_axis(1) == session[1] and series.start == pytest.approx(5 * 0.8)
-    assert (series.size, series.step, series.unit) == (45, 0.8, "SECOND")
-    np.testing.assert_allclose(image.get_fdata(), normaliser.raw(recon), rtol=1e-5)
-    assert (image.get_fdata()[:, 5] == 12.0).all()  # the constant vertex comes back as it was
-
+    check_series(out / "recon.dtseries.nii", session[1], normaliser.raw(recon))
     table = capsys.readouterr().out
     row = next(line for line in table.splitlines() if line.startswith("NeuroFrames, mean of"))
     assert float(row.split()[4]) == pytest.approx(mse, abs=1e-3)
@@ -94,8 +104,9 @@ def test_partial_frames_points_between_frames_and_calibration(
     command(monkeypatch, sampling, *flags, "--observe", "visual", "--gap", 3, "--upsample", 2)
     out = tmp_path / "interrecon"
     recon, truth, t = (np.load(out / f"{name}.npy") for name in ("recon", "truth", "frames"))
-    subject, metrics = data.Subject(str(trained / "subject")), json.load(open(out / "metrics.json"))
-    whole, visual = np.isin(np.arange(45) % 5, [0, 3]), subject.rois["visual"]
+    metrics = read_json(out / "metrics.json")
+    visual = data.Subject(str(trained / "subject")).rois["visual"]
+    whole = np.isin(np.arange(45) % 5, [0, 3])
     assert np.array_equal(t, 135 + np.arange(90) / 2) and recon.shape == (90, 48)
     assert np.array_equal(recon[::2][whole], truth[whole])
     assert np.array_equal(recon[::2][:, visual], truth[:, visual])
@@ -113,15 +124,17 @@ def test_partial_frames_points_between_frames_and_calibration(
     np.save(tmp_path / "mask.npy", mask)
     plain = "--observe", tmp_path / "mask.npy", "--projection", "plain", "--calibrate"
     command(monkeypatch, sampling, *flags, *plain)
-    recon, mask = np.load(out / "recon.npy"), np.tile(mask, (15, 1))
+    recon = np.load(out / "recon.npy")
+    mask = np.tile(mask, (15, 1))
     assert np.array_equal(recon[mask], truth[mask])
     assert (recon != truth)[:, varies][~mask[:, varies]].all()
-    assert len(json.load(open(out / "metrics.json"))["calibration"]) == 3
+    assert len(read_json(out / "metrics.json")["calibration"]) == 3
     assert "hold the truth" in capsys.readouterr().out
 
 
 def test_any_length_from_one_checkpoint(tiny, tmp_path, monkeypatch):
-    """Windows of 3 and of 30 frames, and two tokens a frame; lengths matter, and all frames are there."""
+    """Windows of 3 and of 30 frames, and two tokens a frame; lengths matter, and all frames are
+    there."""
     flags = "--data", tiny, "--steps", 30, *SMALL, "--tokens-per-frame", 2, "--lr", "1e-2"
     command(monkeypatch, train, *flags, "--out", tmp_path)
     recon = {}
@@ -129,7 +142,7 @@ def test_any_length_from_one_checkpoint(tiny, tmp_path, monkeypatch):
         given = "--ckpt", tmp_path / "ckpt.pt", "--window", window, "--steps", 2, "--samples", 1
         command(monkeypatch, sampling, *given)
         recon[window] = np.load(tmp_path / "direct/recon.npy")
-        metrics = json.load(open(tmp_path / "direct/metrics.json"))
+        metrics = read_json(tmp_path / "direct/metrics.json")
         assert metrics["window"] == window and recon[window].shape == (60, 64)
         assert np.isfinite(recon[window]).all() and metrics["scores"].keys() >= {"neuroframes"}
     assert np.abs(recon[3] - recon[30]).max() > 1e-3
@@ -159,13 +172,8 @@ def test_sizes_follow_the_subject(frames, sizes):
     a = train.parse(["--preset", "paper"])
     train.choose_sizes(a, frames)
     assert (a.width, a.depth, a.latent_dim) == sizes
-    assert (a.predict, a.prior, a.eeg_encoder, a.context, a.vary) == (
-        "eps",
-        "none",
-        "conv",
-        0,
-        False,
-    )
+    chapters = a.predict, a.prior, a.eeg_encoder, a.context, a.vary
+    assert chapters == ("eps", "none", "conv", 0, False)
     a = train.parse(["--preset", "paper", "--width", "32", "--predict", "v", "--epochs", "1"])
     train.choose_sizes(a, frames)
     assert a.width == 32 and a.predict == "v" and a.steps == frames // 320
@@ -174,13 +182,8 @@ def test_sizes_follow_the_subject(frames, sizes):
 def test_presets_and_defaults():
     assert train.parse([]).preset == "tiny" and train.parse(["--data", "x"]).preset == "paper"
     a = train.parse(["--preset", "tiny", "--no-vary"])
-    assert (a.predict, a.prior, a.eeg_encoder, a.context, a.vary) == (
-        "v",
-        "gaussian",
-        "bandpower",
-        6,
-        False,
-    )
+    chapters = a.predict, a.prior, a.eeg_encoder, a.context, a.vary
+    assert chapters == ("v", "gaussian", "bandpower", 6, False)
     a = train.parse(["--preset", "tiny", "--autoencoder", "joint"])
     assert (a.prior, a.loss) == ("none", "latent")
     a = sampling.parse(["--interrecon"])

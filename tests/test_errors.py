@@ -1,4 +1,5 @@
-"""Bad input: each case ends with exit status 2 and one line that names what is wrong, and leaves nothing behind."""
+"""Bad input: each case ends with exit status 2 and one line that names what is wrong, and leaves
+nothing behind."""
 
 import argparse
 import json
@@ -11,7 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import HERE, SMALL, TINY
+from conftest import HERE, SMALL, TINY, contents, read_json, run
 
 import data
 import sample as sampling
@@ -22,9 +23,8 @@ from tools import run as training_run
 
 SMALL = [*SMALL, "--steps", "1"]
 Axis = nib.cifti2.BrainModelAxis
-SPACE = Axis.from_surface(np.arange(12), 20, "CortexLeft") + Axis.from_surface(
-    np.arange(8), 20, "CortexRight"
-)
+SPACE = Axis.from_surface(np.arange(12), 20, "CortexLeft")
+SPACE += Axis.from_surface(np.arange(8), 20, "CortexRight")
 
 
 @pytest.fixture(scope="module")
@@ -47,29 +47,20 @@ def raw(
     tr=lambda run: 0.8,
     suffix=".dtseries.nii",
 ):
-    """Two runs of 30 volumes and their EEG at 50 Hz, changed by the given functions; the flags to prepare them."""
+    """Two runs of 30 volumes and their EEG at 50 Hz, changed by the given functions; the flags to
+    prepare them."""
     rng = np.random.default_rng(0)
-    for run in (1, 2):
-        x = bold(run, rng.standard_normal((30, 20)).astype(np.float32))
-        path = str(tmp / f"run-{run}_bold{suffix}")
-        np.save(path, x, allow_pickle=True) if suffix == ".npy" else cifti_files.save_dtseries(
-            path, x, space(run), tr(run), 0.0
-        )
-        np.save(
-            tmp / f"run-{run}_eeg.npy",
-            eeg(run, rng.standard_normal((4, 1200)).astype(np.float32)),
-            allow_pickle=True,
-        )
-    return [
-        "--bold",
-        f"{tmp}/run-*_bold{suffix}",
-        "--eeg",
-        f"{tmp}/run-*_eeg.npy",
-        "--fs",
-        "50",
-        "--out",
-        f"{tmp}/out",
-    ]
+    for i in (1, 2):
+        x = bold(i, rng.standard_normal((30, 20)).astype(np.float32))
+        path = str(tmp / f"run-{i}_bold{suffix}")
+        if suffix == ".npy":
+            np.save(path, x, allow_pickle=True)
+        else:
+            cifti_files.save_dtseries(path, x, space(i), tr(i), 0.0)
+        s = eeg(i, rng.standard_normal((4, 1200)).astype(np.float32))
+        np.save(tmp / f"run-{i}_eeg.npy", s, allow_pickle=True)
+    files = ["--bold", f"{tmp}/run-*_bold{suffix}", "--eeg", f"{tmp}/run-*_eeg.npy"]
+    return [*files, "--fs", "50", "--out", f"{tmp}/out"]
 
 
 def folders(tmp, frames=10, shift=0, V=5):
@@ -78,10 +69,8 @@ def folders(tmp, frames=10, shift=0, V=5):
     for name in ("fmri", "eeg"):
         (tmp / name).mkdir()
     for i in range(frames):
-        np.save(
-            tmp / f"fmri/{i}.npy",
-            rng.standard_normal(5 if i < frames - 1 else V).astype(np.float32),
-        )
+        x = rng.standard_normal(5 if i < frames - 1 else V).astype(np.float32)
+        np.save(tmp / f"fmri/{i}.npy", x)
         np.save(tmp / f"eeg/{i + shift}.npy", rng.standard_normal((4, 40)).astype(np.float32))
     return ["--bold", f"{tmp}/fmri", "--eeg", f"{tmp}/eeg", "--tr", "0.8", "--out", f"{tmp}/out"]
 
@@ -104,26 +93,22 @@ def replaced(flags, tmp, name, change):
 def cifti(tmp, axis, unit="SECOND"):
     """Run 1 as something else than a dense series in seconds."""
     flags = raw(tmp)
+    path = str(tmp / "run-1_bold.dtseries.nii")
     if axis is None:
-        nib.save(
-            nib.Nifti1Image(np.zeros((2, 2, 2, 30), np.float32), np.eye(4)),
-            str(tmp / "run-1_bold.dtseries.nii"),
-        )
+        nib.save(nib.Nifti1Image(np.zeros((2, 2, 2, 30), np.float32), np.eye(4)), path)
     else:
-        cifti_files.save_cifti(
-            str(tmp / "run-1_bold.dtseries.nii"), np.zeros((len(axis), 20)), axis, SPACE
-        )
+        cifti_files.save_cifti(path, np.zeros((len(axis), 20)), axis, SPACE)
     return flags
 
 
 def subject(tmp, made, meta=None, **arrays):
-    """A copy of the prepared subject, of which subject.json and arrays are changed by functions; flags to train on it."""
+    """A copy of the prepared subject, of which subject.json and arrays are changed by functions;
+    flags to train on it."""
     shutil.copytree(made / "subject", tmp / "subject")
+    path = tmp / "subject/subject.json"
     if meta:
-        content = meta(json.load(open(tmp / "subject/subject.json")))
-        (tmp / "subject/subject.json").write_text(
-            content if isinstance(content, str) else json.dumps(content)
-        )
+        content = meta(read_json(path))
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
     for name, change in arrays.items():
         np.save(tmp / f"subject/{name}.npy", change(np.load(made / f"subject/{name}.npy")))
     return ["--data", f"{tmp}/subject", "--out", f"{tmp}/out", *SMALL]
@@ -149,11 +134,10 @@ def resumable(tmp, made, change, change_state=lambda state: None):
 
 
 def surface(tmp, name, vertices, x=0):
-    points, triangles = (
-        np.random.default_rng(0).standard_normal((vertices, 3)).astype("f4"),
-        np.array([[0, 1, 2]], "i4"),
-    )
+    """A GIFTI surface of one triangle around x; its path."""
+    points = np.random.default_rng(0).standard_normal((vertices, 3)).astype("f4")
     points[:, 0] += x
+    triangles = np.array([[0, 1, 2]], "i4")
     arrays = [
         nib.gifti.GiftiDataArray(points, "NIFTI_INTENT_POINTSET"),
         nib.gifti.GiftiDataArray(triangles, "NIFTI_INTENT_TRIANGLE"),
@@ -183,38 +167,25 @@ def with_space(tmp, made):
     """A checkpoint whose subject has a space."""
     flags = checkpoint(tmp, made, lambda s: s.update(subject=f"{tmp}/subject"))
     shutil.copytree(made / "subject", tmp / "subject")
-    space = Axis.from_surface(np.arange(40), 50, "CortexLeft") + Axis.from_surface(
-        np.arange(24), 30, "CortexRight"
-    )
-    cifti_files.save_cifti(
-        str(tmp / "subject/space.dscalar.nii"),
-        np.zeros((1, 64)),
-        nib.cifti2.ScalarAxis(["space"]),
-        space,
-    )
+    space = Axis.from_surface(np.arange(40), 50, "CortexLeft")
+    space += Axis.from_surface(np.arange(24), 30, "CortexRight")
+    names = nib.cifti2.ScalarAxis(["space"])
+    path = str(tmp / "subject/space.dscalar.nii")
+    cifti_files.save_cifti(path, np.zeros((1, 64)), names, space)
     return flags
 
 
 def sample(more, *flags):
-    return lambda t, m: [
-        "--ckpt",
-        f"{m}/ckpt.pt",
-        "--out",
-        f"{t}/out",
-        "--steps",
-        "2",
-        "--samples",
-        "2",
-        *more,
-        *flags,
-    ]
+    """Flags to sample from the checkpoint, and more."""
+    given = ["--steps", "2", "--samples", "2", *more, *flags]
+    return lambda t, m: ["--ckpt", f"{m}/ckpt.pt", "--out", f"{t}/out", *given]
 
 
 RUN1, EEG1, META = "run-1_bold.dtseries.nii", "run-1_eeg.npy", "subject/subject.json"
-other_space = Axis.from_surface(np.arange(1, 13), 20, "CortexLeft") + Axis.from_surface(
-    np.arange(8), 20, "CortexRight"
-)
-scalars, hertz = nib.cifti2.ScalarAxis(list("ab")), nib.cifti2.SeriesAxis(0, 0.8, 30, "HERTZ")
+other_space = Axis.from_surface(np.arange(1, 13), 20, "CortexLeft")
+other_space += Axis.from_surface(np.arange(8), 20, "CortexRight")
+scalars = nib.cifti2.ScalarAxis(list("ab"))
+hertz = nib.cifti2.SeriesAxis(0, 0.8, 30, "HERTZ")
 # name: (script, what makes it wrong and gives the flags, words that the line must hold)
 CASES = {
     # ---- data.py: recordings
@@ -895,28 +866,23 @@ def test_bad_input(made, tmp_path, monkeypatch, capsys, name):
     capsys.readouterr()
     with pytest.raises(SystemExit) as end:
         script.main(argv)
-    told = [
-        line
-        for line in capsys.readouterr().err.replace("\r", "\n").splitlines()
-        if line.startswith("error: ")
-    ]
+    lines = capsys.readouterr().err.replace("\r", "\n").splitlines()
+    told = [line for line in lines if line.startswith("error: ")]
     assert end.value.code == 2 and len(told) == 1
     for word in words:
         assert word in told[0], (word, told[0])
     assert len(told[0]) < 600
-    assert before == set(os.listdir(tmp_path)) - {"out"} and not os.path.exists(
-        tmp_path / "out/subject.json"
-    )
-    assert not os.path.exists(tmp_path / "out/direct") and not os.path.exists(
-        tmp_path / "out/interrecon"
-    )
+    assert before == set(os.listdir(tmp_path)) - {"out"}
+    for path in ("out/subject.json", "out/direct", "out/interrecon"):
+        assert not (tmp_path / path).exists()
 
 
 @pytest.mark.parametrize("script", [data, train, sampling])
 def test_a_folder_that_cannot_be_written_and_a_disk_too_small(
     made, tmp_path, monkeypatch, capsys, script
 ):
-    """Both are found before the work begins. (root may write anywhere, so the system's answer is put into its mouth.)"""
+    """Both are found before the work begins. (root may write anywhere, so the system's answer is
+    put into its mouth.)"""
     flags = {
         data: raw(tmp_path),
         train: subject(tmp_path, made),
@@ -925,60 +891,36 @@ def test_a_folder_that_cannot_be_written_and_a_disk_too_small(
     monkeypatch.setattr(os, "access", lambda path, mode: "out" not in str(path))
     with pytest.raises(SystemExit) as end:
         script.main(flags)
-    assert (
-        end.value.code == 2
-        and "/out" in (told := capsys.readouterr().err)
-        and "cannot be written (Permission denied)" in told
-    )
+    told = capsys.readouterr().err
+    assert end.value.code == 2
+    assert "/out" in told and "cannot be written (Permission denied)" in told
     monkeypatch.undo()
     monkeypatch.setattr(shutil, "disk_usage", lambda path: argparse.Namespace(free=0))
     if script is not train:  # its files are small
         with pytest.raises(SystemExit):
             script.main(flags)
-        assert "0.0 are free" in capsys.readouterr().err and not os.path.exists(
-            tmp_path / "out/direct"
-        )
-
-
-def run(script, *flags, **how):
-    return subprocess.run(
-        [sys.executable, os.path.join(HERE, script), *map(str, flags)],
-        capture_output=True,
-        text=True,
-        **how,
-    )
+        assert "0.0 are free" in capsys.readouterr().err
+        assert not (tmp_path / "out/direct").exists()
 
 
 def test_a_subject_prepared_anew_is_not_mixed_with_itself(made, tmp_path):
     subject(tmp_path, made)
     before = data.Subject(str(tmp_path / "subject"))
     data.Normaliser.measure(before, [(0, 60)])
-    data.synthetic(
-        str(tmp_path / "subject/"),
-        seed=1,
-        runs=5,
-        frames=60,
-        channels=4,
-        fs=50,
-        side=8,
-        sources=4,
-        background=3,
-    )
+    data.synthetic(f"{tmp_path}/subject/", seed=1, **TINY)
     with pytest.raises(errors.Problem, match="fmri.npy: was changed"):
         data.Normaliser.measure(before, [(0, 60)])
     assert len(data.Subject(str(tmp_path / "subject-1")).fmri) == 300  # the first is kept
 
 
 def test_a_damaged_log_is_not_lost(tmp_path):
+    path = tmp_path / "log.jsonl"
     good = [json.dumps({"step": i}) + "\n" for i in range(5)]
-    (tmp_path / "log.jsonl").write_bytes(
-        "".join(good[:2]).encode()
-        + b'\xff\xfe\n\n[1]\n{"a": 1}\n'
-        + "".join(good[2:]).encode()
-        + b'{"st'
-    )
-    training_run.rewind(str(tmp_path / "log.jsonl"), 3)
-    assert (tmp_path / "log.jsonl").read_text() == "".join(good[:4])
+    first_two = "".join(good[:2]).encode()
+    others = "".join(good[2:]).encode()
+    path.write_bytes(first_two + b'\xff\xfe\n\n[1]\n{"a": 1}\n' + others + b'{"st')
+    training_run.rewind(str(path), 3)
+    assert path.read_text() == "".join(good[:4])
 
 
 def test_a_closed_pipe_costs_nothing(made, tmp_path):
@@ -998,55 +940,40 @@ def test_exit_status_and_debug(tmp_path):
     ):
         for debug in ([], ["--debug"]):
             done = run(script, *flags, *debug, cwd=tmp_path)
-            assert (
-                done.returncode == 2
-                and ("Traceback" in done.stderr) == bool(debug)
-                and "error: " in done.stderr
-            )
+            assert done.returncode == 2 and "error: " in done.stderr
+            assert ("Traceback" in done.stderr) == bool(debug)
             assert debug or len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.skipif(
-    not sys.platform.startswith("linux"), reason="/dev/full and these limits are Linux's"
-)
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="these limits are Linux's")
 @pytest.mark.parametrize("script", ["data.py", "train.py", "sample.py"])
 def test_full_disk(made, tmp_path, script):
-    """No file may be longer than 20,000 bytes: what was there before stays, nothing half written does."""
+    """No file may be longer than 9,000 bytes: what was there before stays, nothing half written
+    does."""
     import resource
 
-    flags = {
-        "data.py": script == "data.py" and raw(tmp_path),
-        "train.py": ["--data", made / "subject", "--out", tmp_path, *SMALL],
-        "sample.py": [
-            "--ckpt",
-            made / "ckpt.pt",
-            "--out",
-            tmp_path,
-            "--steps",
-            "2",
-            "--samples",
-            "2",
-        ],
-    }[script]
-    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (9_000, 9_000))  # noqa: E731
+    flags = ["--data", made / "subject", "--out", tmp_path, *SMALL]
+    if script == "data.py":
+        flags = raw(tmp_path)
+    if script == "sample.py":
+        flags = ["--ckpt", made / "ckpt.pt", "--out", tmp_path, "--steps", 2, "--samples", 2]
     assert run(script, *flags).returncode == 0
     for name in ("earlier-1", "direct-1"):
         assert not (tmp_path / name).exists()
-    found = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    found = contents(tmp_path)
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (9_000, 9_000))
+
     done = run(script, *flags, preexec_fn=limit)
-    assert (
-        done.returncode == 2 and "Traceback" not in done.stderr and "File too large" in done.stderr
-    ), done.stderr
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert "File too large" in done.stderr, done.stderr
     assert ("ckpt.pt" if script == "train.py" else ".npy") in done.stderr
-    left = {
-        path: path.read_bytes()
-        for path in tmp_path.rglob("*")
-        if path.is_file() and path.name != "log.jsonl"
-    }
-    kept = {
-        path.parent / "earlier-1" / path.name
-        if script == "train.py" and path.parent == tmp_path
-        else path: content
-        for path, content in found.items()
-    }
-    assert left == {path: content for path, content in kept.items() if path.name != "log.jsonl"}
+    kept = {}
+    for path, content in found.items():
+        aside = script == "train.py" and path.parent == tmp_path
+        kept[tmp_path / "earlier-1" / path.name if aside else path] = content
+    left = contents(tmp_path)
+    logs = {path for path in (*kept, *left) if path.name == "log.jsonl"}
+    assert left.keys() - logs == kept.keys() - logs
+    assert all(left[path] == kept[path] for path in left.keys() - logs)

@@ -86,7 +86,7 @@ def run(folder, *argv):
 
 def test_the_paper_stands_alone(alone):
     """As it is run there, but for the size of the subject and the number of steps."""
-    small = "--epochs 4 --latent-dim 8 --width 32 --depth 1".split()
+    small = "--epochs", "4", "--latent-dim", "8", "--width", "32", "--depth", "1"
     done = run(alone, "train.py", "--preset", "paper", *small)
     assert done.returncode == 0, done.stderr
     for flags in (["--interrecon", "--paper"], ["--paper", "--steps", "1000", "--eta", "1"]):

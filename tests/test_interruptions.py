@@ -1,6 +1,6 @@
-"""Real signals, sent to real processes: nothing whole is lost, nothing half is taken for whole, and what goes on is the same."""
+"""Real signals, sent to real processes: nothing whole is lost, nothing half is taken for whole, and
+what goes on is the same."""
 
-import json
 import multiprocessing
 import os
 import random
@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import HERE, SMALL
+from conftest import HERE, SMALL, contents, read_json, read_log
 
 import data
 import train
@@ -23,13 +23,10 @@ KILLS = 20
 
 
 def start(script, *flags):
-    return subprocess.Popen(
-        [sys.executable, os.path.join(HERE, script), *map(str, flags)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    argv = [sys.executable, os.path.join(HERE, script), *map(str, flags)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(argv, stdout=pipe, stderr=pipe, text=True, env=env)
 
 
 def until(condition, process, seconds=120):
@@ -50,27 +47,26 @@ def steps(folder):
     }
 
 
-def log(folder):
-    return [{**json.loads(line), "seconds": 0} for line in open(folder / "log.jsonl")]
-
-
-def contents(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 def same(a, b):
     """Equality of nested checkpoints, to the last bit."""
     if isinstance(a, dict):
-        return a.keys() == b.keys() and all(
-            same(a[k], b[k]) for k in a if k not in ("out", "resume")
-        )
-    return (
-        len(a) == len(b) and all(map(same, a, b))
-        if isinstance(a, (list, tuple))
-        else bool((torch.as_tensor(a) == b).all())
-        if (torch.is_tensor(a))
-        else a == b
-    )
+        names = a.keys() - {"out", "resume"}
+        return a.keys() == b.keys() and all(same(a[name], b[name]) for name in names)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    if torch.is_tensor(a):
+        return bool((a == b).all())
+    return a == b
+
+
+def end_alike(*folders):
+    """Check that two runs of training ended with the same checkpoints and log; returns the log."""
+    for name in ("last.pt", "ckpt.pt"):
+        one, two = (torch.load(folder / name, weights_only=True) for folder in folders)
+        assert same(one, two), name
+    one, two = (read_log(folder) for folder in folders)
+    assert one == two
+    return one
 
 
 @pytest.mark.parametrize(
@@ -79,7 +75,8 @@ def same(a, b):
 def test_resume_is_bit_exact(tiny, tmp_path, monkeypatch, flags):
     flags = ["--data", tiny, "--steps", "8", *SMALL, *flags]
     train.main([*flags, "--out", str(tmp_path / "whole")])
-    save, saved = checkpoints.save, []
+    save = checkpoints.save
+    saved = []
 
     def save_and_die(path, state):
         save(path, state)
@@ -93,15 +90,8 @@ def test_resume_is_bit_exact(tiny, tmp_path, monkeypatch, flags):
     monkeypatch.setattr(checkpoints, "save", save)
     assert torch.load(tmp_path / "parts/last.pt", weights_only=True)["step"] == 3
     train.main(["--out", str(tmp_path / "parts"), "--resume", "--device", "cpu"])
-    for name in ("last.pt", "ckpt.pt"):
-        assert same(
-            *(torch.load(tmp_path / run / name, weights_only=True) for run in ("whole", "parts"))
-        ), name
-    logs = [
-        [{**json.loads(line), "seconds": 0} for line in open(tmp_path / run / "log.jsonl")]
-        for run in ("whole", "parts")
-    ]
-    assert logs[0] == logs[1] and len(logs[0]) == 8 and logs[0][-1]["val_loss"] is not None
+    log = end_alike(tmp_path / "whole", tmp_path / "parts")
+    assert len(log) == 8 and log[-1]["val_loss"] is not None
 
 
 def forked(server, *flags):
@@ -115,9 +105,12 @@ def test_twenty_kills_at_random_moments(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(["train"])
-    flags, draw = ["--data", tiny, *SMALL, "--steps", 2000], random.Random(time.time_ns())
-    whole, out = forked(server, *flags, "--out", tmp_path / "whole"), tmp_path / "killed"
-    last, reached = out / "last.pt", 0
+    draw = random.Random(time.time_ns())
+    flags = ["--data", tiny, *SMALL, "--steps", 2000]
+    whole = forked(server, *flags, "--out", tmp_path / "whole")
+    out = tmp_path / "killed"
+    last = out / "last.pt"
+    reached = 0
 
     def saved():
         return last.stat().st_mtime_ns if last.exists() else 0
@@ -141,10 +134,7 @@ def test_twenty_kills_at_random_moments(tiny, tmp_path, monkeypatch):
     ended.join()
     whole.join()
     assert ended.exitcode == whole.exitcode == 0
-    for name in ("last.pt", "ckpt.pt"):
-        runs = [tmp_path / run / name for run in ("whole", "killed")]
-        assert same(*(torch.load(path, weights_only=True) for path in runs)), name
-    assert log(out) == log(tmp_path / "whole") and len(log(out)) == 20
+    assert len(end_alike(tmp_path / "whole", out)) == 20
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -159,20 +149,11 @@ def test_asked_to_stop_it_finishes_the_step_and_says_how_to_go_on(tiny, tmp_path
     told, errors = process.communicate()
     step = steps(tmp_path / "stopped")["last.pt"]
     assert process.returncode == 128 + number and "Traceback" not in errors
-    assert (
-        f"stopped at step {step} of 600, saved; to go on: python train.py --out" in told
-        and "--resume" in told
-    )
-    assert (
-        start("train.py", "--out", tmp_path / "stopped", "--resume", "--device", "cpu").wait()
-        == whole.wait()
-        == 0
-    )
-    for name in ("last.pt", "ckpt.pt"):
-        assert same(
-            *(torch.load(tmp_path / run / name, weights_only=True) for run in ("whole", "stopped"))
-        ), name
-    assert log(tmp_path / "stopped") == log(tmp_path / "whole")
+    assert f"stopped at step {step} of 600, saved; to go on: python train.py --out" in told
+    assert "--resume" in told
+    resumed = start("train.py", "--out", tmp_path / "stopped", "--resume", "--device", "cpu")
+    assert resumed.wait() == whole.wait() == 0
+    end_alike(tmp_path / "stopped", tmp_path / "whole")
 
 
 def test_stopped_before_the_first_step(tiny, tmp_path):
@@ -185,17 +166,8 @@ def test_stopped_before_the_first_step(tiny, tmp_path):
 
 def test_terminated_while_sampling_it_leaves_nothing(tiny, tmp_path):
     assert start("train.py", "--data", tiny, *SMALL, "--steps", 2, "--out", tmp_path).wait() == 0
-    process = start(
-        "sample.py",
-        "--ckpt",
-        tmp_path / "ckpt.pt",
-        "--steps",
-        1000,
-        "--out",
-        tmp_path / "results",
-        "--device",
-        "cpu",
-    )
+    flags = "--ckpt", tmp_path / "ckpt.pt", "--steps", 1000, "--device", "cpu"
+    process = start("sample.py", *flags, "--out", tmp_path / "results")
     assert until((tmp_path / "results/direct.partial").exists, process)
     time.sleep(0.5)
     process.terminate()
@@ -206,13 +178,16 @@ def test_terminated_while_sampling_it_leaves_nothing(tiny, tmp_path):
 
 def test_a_half_prepared_subject_is_never_there(tmp_path):
     """Killed at random moments, and prepared again; the folder is absent or whole."""
-    rng, draw, raw = np.random.default_rng(0), random.Random(time.time_ns()), tmp_path / "raw"
+    rng = np.random.default_rng(0)
+    draw = random.Random(time.time_ns())
+    raw = tmp_path / "raw"
     raw.mkdir()
     for run in (1, 2):
         np.save(raw / f"{run}_bold.npy", rng.standard_normal((1000, 5000), np.float32))
         np.save(raw / f"{run}_eeg.npy", rng.standard_normal((8, 100_000), np.float32))
     flags = ["--bold", f"{raw}/*_bold.npy", "--eeg", f"{raw}/*_eeg.npy", "--tr", "1", "--fs", "100"]
-    out, partial = tmp_path / "subject", tmp_path / "subject.partial"
+    out = tmp_path / "subject"
+    partial = tmp_path / "subject.partial"
     for _ in range(6):
         process = start("data.py", *flags, "--out", out)
         until(partial.exists, process)
@@ -232,7 +207,8 @@ def test_a_half_prepared_subject_is_never_there(tmp_path):
 
 def test_a_second_run_keeps_the_first_result(tiny, tmp_path):
     """Of training, sampling and preparing; and two at a time cannot write into one folder."""
-    out, flags = tmp_path / "out", ["--data", tiny, *SMALL, "--out", tmp_path / "out"]
+    out = tmp_path / "out"
+    flags = ["--data", tiny, *SMALL, "--out", out]
     assert start("train.py", *flags, "--steps", 2).wait() == 0
     trained = contents(out)
     long = start("train.py", *flags, "--steps", 4000, "--seed", 1)
@@ -243,9 +219,8 @@ def test_a_second_run_keeps_the_first_result(tiny, tmp_path):
     assert second.returncode == 2 and "another process is writing there" in told
     long.kill()
     long.wait()
-    assert contents(out / "earlier-1") == {
-        out / "earlier-1" / path.name: content for path, content in trained.items()
-    }
+    kept = {out / "earlier-1" / path.name: content for path, content in trained.items()}
+    assert contents(out / "earlier-1") == kept
     ckpt = ["--ckpt", out / "earlier-1/ckpt.pt", "--out", tmp_path, "--samples", 2]
     assert start("sample.py", *ckpt, "--steps", 2).wait() == 0
     first = contents(tmp_path / "direct")
@@ -257,10 +232,7 @@ def test_a_second_run_keeps_the_first_result(tiny, tmp_path):
     process = start("sample.py", *ckpt, "--steps", 3)
     told, _ = process.communicate()
     assert process.returncode == 0 and "it is kept in" in told and "direct-1" in told
-    assert contents(tmp_path / "direct-1") == {
-        tmp_path / "direct-1" / path.name: content for path, content in first.items()
-    }
-    assert (
-        json.load(open(tmp_path / "direct/metrics.json"))["steps"] == 3
-        and not (tmp_path / "direct.partial").exists()
-    )
+    kept = {tmp_path / "direct-1" / path.name: content for path, content in first.items()}
+    assert contents(tmp_path / "direct-1") == kept
+    assert read_json(tmp_path / "direct/metrics.json")["steps"] == 3
+    assert not (tmp_path / "direct.partial").exists()

@@ -1,11 +1,12 @@
-"""What must change when something is changed, and what must not: every control, split, seed and flag that picks between two ways.
+"""What must change when something is changed, and what must not: every control, split, seed and
+flag that picks between two ways.
 
-A checkpoint is made to look trained (random weights everywhere, so that the EEG matters), and the scripts are run on a
-subject whose EEG and frames are changed piece by piece. Nothing here knows how the scripts are built inside: only their
-flags, their files, and what passes through the named functions of the method.
+A checkpoint is made to look trained (random weights everywhere, so that the EEG matters), and the
+scripts are run on a subject whose EEG and frames are changed piece by piece. Nothing here knows how
+the scripts are built inside: only their flags, their files, and what passes through the named
+functions of the method.
 """
 
-import json
 import os
 import shutil
 import types
@@ -13,6 +14,7 @@ import types
 import numpy as np
 import pytest
 import torch
+from conftest import read_json, read_log
 
 import beyond
 import data
@@ -22,11 +24,13 @@ import train
 from tools import checkpoints
 
 SUBJECT = dict(runs=10, frames=40, channels=4, fs=50, side=8, sources=4, background=3)
-VAL, TEST = slice(280, 320), slice(320, 400)  # run 8; runs 9 and 10
-SIZES = (
+VAL = slice(280, 320)  # run 8
+TEST = slice(320, 400)  # runs 9 and 10
+FLAGS = (
     "--width 16 --heads 2 --depth 2 --eeg-dim 8 --latent-dim 6 --batch-size 4 --frames 6 --lr 3e-3 "
     "--warmup 2 --ema 0.9 --device cpu --eeg-filters 4 --eeg-bands 4 --context 2 --preset tiny"
-).split()
+)
+SIZES = FLAGS.split()
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +54,8 @@ def noise(where, seed=0):
 
     def change(array):
         rng = np.random.default_rng(seed)
-        mean, std = array.mean(), array.std(0)
+        mean = array.mean()
+        std = array.std(0)
         array[where] = mean + std * rng.standard_normal(array[where].shape)
         return array
 
@@ -63,8 +68,7 @@ def noise(where, seed=0):
 def trained(folder, out, *flags):
     train.main(["--data", folder, "--out", str(out), *SIZES, *map(str, flags)])
     state = {name: torch.load(out / f"{name}.pt", weights_only=True) for name in ("ckpt", "last")}
-    log = [json.loads(line) for line in open(out / "log.jsonl")]
-    return types.SimpleNamespace(**state, log=log)
+    return types.SimpleNamespace(**state, log=read_log(out))
 
 
 def tensors(state, *parts):
@@ -117,9 +121,11 @@ def test_other_seeds_draw_other_things_and_the_same_seed_the_same(folder, tmp_pa
 
 @pytest.fixture
 def seen(monkeypatch):
-    """What passes through named functions while train.py runs: windows, and (z, n, eps) of every call of add_noise."""
+    """What passes through named functions while train.py runs: windows, and (z, n, eps) of every
+    call of add_noise."""
     calls = types.SimpleNamespace(windows=[], noised=[], rates=[], clipped=[])
-    draw_windows, add_noise = data.draw_windows, neuroframes.NoiseSchedule.add_noise
+    draw_windows = data.draw_windows
+    add_noise = neuroframes.NoiseSchedule.add_noise
     clip = torch.nn.utils.clip_grad_norm_
     step = torch.optim.AdamW.step
 
@@ -163,9 +169,8 @@ def test_every_step_draws_windows_levels_and_noise_of_its_own(folder, tmp_path, 
     assert n.min() >= 0 and n.max() <= 999 and len(n.unique()) > 0.9 * len(n)
     assert abs(n.float().mean() - 500) < 150 and n.float().std() > 200
     lengths = {windows[0][1] for _, windows in seen.windows}
-    assert (
-        min(lengths) == 2 and 16 <= max(lengths) <= 18
-    )  # --vary: a third of the 6 frames, to three times as many
+    # --vary: a third of the 6 frames, to three times as many.
+    assert min(lengths) == 2 and 16 <= max(lengths) <= 18
     for (_, windows), (z, n, eps) in zip(seen.windows, training):
         K = windows[0][1]
         assert len(windows) == len(n) == len(z) == 24 // K and z.shape[1] == eps.shape[1] == K
@@ -193,8 +198,9 @@ def encoder_inputs(monkeypatch):
 
 @pytest.mark.parametrize("flags", [["--no-vary"], []])
 def test_windows_bring_their_own_frames_and_eeg(folder, tmp_path, monkeypatch, seen, flags):
-    """z is what the fitted autoencoder makes of the z-scored frames; EEG is scaled, of the same frames and of `context` around
-    them, never of another run, and cut late by less than a frame with --vary."""
+    """z is what the fitted autoencoder makes of the z-scored frames; EEG is scaled, of the same
+    frames and of `context` around them, never of another run, and cut late by less than a frame
+    with --vary."""
     fed, handle = encoder_inputs(monkeypatch)
     run = trained(folder, tmp_path / "a", "--steps", 8, *flags)
     handle.remove()
@@ -220,23 +226,29 @@ def test_windows_bring_their_own_frames_and_eeg(folder, tmp_path, monkeypatch, s
     assert shifts == {0} if flags else len(shifts) > 4
 
 
+def autocovariance(ckpt):
+    """What a checkpoint's prior knows, [lags,d]."""
+    (found,) = [w for name, w in ckpt["model"].items() if name.endswith("autocovariance")]
+    return found.double()
+
+
 @pytest.mark.parametrize("predict", ["eps", "v"])
 @pytest.mark.parametrize("prior", ["none", "gaussian"])
 @pytest.mark.parametrize("loss", ["latent", "vertex"])
 def test_the_first_loss_is_that_of_a_network_that_answers_0(
     folder, tmp_path, seen, predict, prior, loss
 ):
-    """So the logged loss is that of the prior alone, against the target; and the prior knows only training frames."""
+    """So the logged loss is that of the prior alone, against the target; and the prior knows only
+    training frames."""
     flags = ["--predict", predict, "--prior", prior, "--loss", loss, "--steps", 1, "--no-vary"]
     run = trained(folder, tmp_path, *flags)
-    (z, n, eps), scale = training_calls(seen)[0], run.ckpt["autoencoder"]["latent_scale"]
+    z, n, eps = training_calls(seen)[0]
+    scale = run.ckpt["autoencoder"]["latent_scale"]
     abar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000).double(), 0)[n][:, None, None]
     target = abar.sqrt() * eps - (1 - abar).sqrt() * z if predict == "v" else eps.double()
     guess = torch.zeros_like(target)
     if prior == "gaussian":
-        c = run.ckpt["model"][
-            [k for k in run.ckpt["model"] if k.endswith("autocovariance")][0]
-        ].double()
+        c = autocovariance(run.ckpt)
         lag = (torch.arange(6)[:, None] - torch.arange(6)).abs()
         z_n = abar.sqrt() * z + (1 - abar).sqrt() * eps
         for b in range(len(z)):
@@ -253,14 +265,15 @@ def test_the_first_loss_is_that_of_a_network_that_answers_0(
 
 
 def test_the_best_average_is_kept(folder, tmp_path, monkeypatch):
-    """ckpt.pt: the averaged weights, of the step with the lowest validation loss, not the raw ones and not the last."""
-    saved, save = [], checkpoints.save
+    """ckpt.pt: the averaged weights, of the step with the lowest validation loss, not the raw ones
+    and not the last."""
+    saved = []
+    save = checkpoints.save
 
     def keep(path, state):
-        state = {
-            k: ({n: t.clone() for n, t in v.items()} if k == "averaged" else v)
-            for k, v in state.items()
-        }
+        if "averaged" in state:
+            average = {name: w.clone() for name, w in state["averaged"].items()}
+            state = {**state, "averaged": average}
         saved.append((os.path.basename(path), state))
         save(path, state)
 
@@ -271,9 +284,8 @@ def test_the_best_average_is_kept(folder, tmp_path, monkeypatch):
     assert len(losses) == 20 and best < 40, losses
     assert run.ckpt["step"] == best and run.ckpt["val_loss"] == losses[best]
     (at_best,) = [state for name, state in saved if name == "last.pt" and state["step"] == best]
-    assert same(
-        tensors(run.ckpt, "model"), {f"model.{k}": t for k, t in at_best["averaged"].items()}
-    )
+    averaged = {f"model.{k}": t for k, t in at_best["averaged"].items()}
+    assert same(tensors(run.ckpt, "model"), averaged)
     assert not same(tensors(run.ckpt, "model"), tensors(at_best, "model"))
 
 
@@ -286,13 +298,11 @@ def test_without_validation_the_last_step_is_kept(folder, tmp_path):
 
 
 def test_the_average_follows_its_formula(folder, tmp_path):
-    """After each step: decay average + (1 - decay) weights, decay = min(ema, (1 + step) / (10 + step))."""
+    """After each step: decay average + (1 - decay) weights, with decay the smaller of ema and
+    (1 + step) / (10 + step)."""
     for ema in (0.9, 0.2):
-        weights = {
-            0: trained(
-                folder, tmp_path / f"{ema}-0", "--steps", 1, "--lr", 1e-30, "--ema", ema
-            ).last["averaged"]
-        }
+        still = "--steps", 1, "--lr", 1e-30, "--ema", ema
+        weights = {0: trained(folder, tmp_path / f"{ema}-0", *still).last["averaged"]}
         for steps in (1, 2):
             flags = "--steps", steps, "--ema", ema, "--warmup", 0
             weights[steps] = trained(folder, tmp_path / f"{ema}-{steps}", *flags).last
@@ -320,12 +330,13 @@ def test_learning_rate_warms_up_and_decays(folder, tmp_path, seen):
 
 
 def test_weight_decay_and_steps_from_epochs(folder, tmp_path):
-    """Of weights without a gradient (all but the head's, whose zeros let nothing through) only the decay is left."""
-    runs = {
-        w: trained(folder, tmp_path / str(w), "--steps", 1, "--weight-decay", w, "--warmup", 0)
-        for w in (0, 0.5)
-    }
-    without, with_decay = (run.last["model"] for run in runs.values())
+    """Of weights without a gradient (all but the head's, whose zeros let nothing through) only the
+    decay is left."""
+    found = []
+    for decay in (0, 0.5):
+        flags = "--steps", 1, "--weight-decay", decay, "--warmup", 0
+        found.append(trained(folder, tmp_path / f"{decay}", *flags).last["model"])
+    without, with_decay = found
     (name,) = [name for name in without if name.endswith("blocks.0.mlp.0.weight")]
     torch.testing.assert_close(with_decay[name], without[name] * (1 - 3e-3 * 0.5))
     run = trained(folder, tmp_path / "epochs", "--epochs", 2)
@@ -340,39 +351,29 @@ def test_resume_goes_on_and_does_not_begin_anew(folder, tmp_path, seen):
     before = len(seen.windows)
     train.main(["--out", str(tmp_path), "--resume", "--device", "cpu"])
     assert len(seen.windows) == before + 3
-    assert [json.loads(line)["step"] for line in open(tmp_path / "log.jsonl")] == [
-        1,
-        2,
-        3,
-        4,
-        5,
-        6,
-        7,
-    ]
+    assert [line["step"] for line in read_log(tmp_path)] == list(range(1, 8))
     assert len({tuple(map(tuple, windows)) for _, windows in seen.windows}) == 7
 
 
 def test_encoder_flags_reach_the_encoder(folder, tmp_path):
-    made = {}
-    for name, flags in {
+    given = {
         "both": [],
         "log": ["--eeg-power", "log"],
         "conv": ["--eeg-encoder", "conv"],
         "dropped": ["--eeg-dropout", "0.99"],
-    }.items():
-        made[name] = trained(folder, tmp_path / name, "--steps", 3, *flags).last
-    outs = {
-        k: next(t for n, t in v["model"].items() if n == "encoder.out.weight")
-        for k, v in made.items()
-        if k != "conv"
     }
+    outs = {}
+    for name, flags in given.items():
+        state = trained(folder, tmp_path / name, "--steps", 3, *flags).last
+        outs[name] = state["model"].get("encoder.out.weight")
     assert outs["both"].shape == (8, 2 * 4 * 4) and outs["log"].shape == (8, 4 * 4)
     assert not torch.equal(outs["both"], outs["dropped"])
-    assert not any(name == "encoder.out.weight" for name in made["conv"]["model"])
+    assert outs["conv"] is None
 
 
 def test_validation_is_of_the_average_without_dropout(folder, tmp_path, monkeypatch):
-    """The networks that validate are not in training mode: an encoder that drops nothing, batch norm as it was learned."""
+    """The networks that validate are not in training mode: an encoder that drops nothing, batch
+    norm as it was learned."""
     fed, handle = encoder_inputs(monkeypatch)
     run = trained(folder, tmp_path, "--steps", 2, "--no-vary")
     handle.remove()
@@ -391,14 +392,13 @@ def test_validation_is_of_the_average_without_dropout(folder, tmp_path, monkeypa
 
 @pytest.fixture(scope="module")
 def ckpts(folder, tmp_path_factory):
-    """Checkpoints with random weights everywhere: of the tiny preset, and of one without a prior."""
+    """Checkpoints with random weights everywhere: of the tiny preset, and one without a prior."""
     out = tmp_path_factory.mktemp("ckpts")
-    for name, flags in {
-        "tiny": [],
-        "plain": ["--prior", "none", "--predict", "eps", "--eeg-encoder", "conv"],
-    }.items():
+    plain = ["--prior", "none", "--predict", "eps", "--eeg-encoder", "conv"]
+    for name, flags in (("tiny", []), ("plain", plain)):
         train.main(["--data", folder, "--out", str(out / name), *SIZES, "--steps", "1", *flags])
-        path, g = out / name / "ckpt.pt", torch.Generator().manual_seed(0)
+        path = out / name / "ckpt.pt"
+        g = torch.Generator().manual_seed(0)
         state = torch.load(path, weights_only=True)
         for key, w in state["model"].items():
             if w.is_floating_point() and "running" not in key and "prior" not in key:
@@ -424,19 +424,18 @@ def reconstructed(ckpts, tmp_path, *flags, name="tiny"):
     folders = [tmp_path / mode for mode in ("direct", "interrecon") if (tmp_path / mode).exists()]
     newest = max(folders, key=lambda path: path.stat().st_mtime_ns)
     arrays = {p.stem: np.load(p) for p in newest.glob("*.npy")}
-    metrics = json.load(open(newest / "metrics.json"))
-    stacked = {
-        method: np.stack([found[k] for k in sorted(found)]) for method, found in made.items()
-    }
+    metrics = read_json(newest / "metrics.json")
+    stacked = {}
+    for method, found in made.items():
+        stacked[method] = np.stack([found[k] for k in sorted(found)])
     shutil.rmtree(newest)
     return types.SimpleNamespace(**stacked, made=stacked, metrics=metrics, arrays=arrays)
 
 
 def test_sampling_seed(ckpts, tmp_path):
     a, b, c = (reconstructed(ckpts, tmp_path, "--seed", seed) for seed in (0, 0, 1))
-    assert np.array_equal(a.neuroframes, b.neuroframes) and np.array_equal(
-        a.shuffled_eeg, b.shuffled_eeg
-    )
+    assert np.array_equal(a.neuroframes, b.neuroframes)
+    assert np.array_equal(a.shuffled_eeg, b.shuffled_eeg)
     assert np.abs(a.neuroframes - c.neuroframes).max() > 1e-3
 
 
@@ -473,15 +472,12 @@ def test_eeg_is_scaled_as_in_training(ckpts, folder, tmp_path):
 @pytest.mark.parametrize("flags", [["--gap", 3], ["--anchors", "0,5"], ["--observe", "patch"]])
 def test_each_control_depends_on_what_it_should(ckpts, folder, tmp_path, flags):
     """Change the EEG of the test runs; the observed frames; the others: who notices?"""
-    side = np.arange(64)
-    patch = (side % 8 < 4) & (side // 8 < 4)
-    k = np.arange(40) % 6
-    whole = (
-        np.isin(k, [0, 5] if "--anchors" in flags else [0, 3])
-        if "--observe" not in flags
-        else k < 0
-    )
-    seen_part = np.tile((whole[:, None] | (patch if "--observe" in flags else side < 0)), (2, 1))
+    vertex = np.arange(64)
+    patch = (vertex % 8 < 4) & (vertex // 8 < 4)
+    anchors = {"--gap": [0, 3], "--anchors": [0, 5], "--observe": []}[flags[0]]
+    whole = np.isin(np.arange(40) % 6, anchors)
+    part = patch if "--observe" in flags else np.zeros(64, bool)
+    seen_part = np.tile(whole[:, None] | part, (2, 1))
 
     def shift(observed):
         def change(fmri):
@@ -516,14 +512,14 @@ def test_each_control_depends_on_what_it_should(ckpts, folder, tmp_path, flags):
 
 
 def test_controls_have_their_values(ckpts, folder, tmp_path):
-    """Mean frame 0; straight lines between anchors of the same run; C_mo C_oo^-1 y; what the sources cause; all scored alike."""
+    """Mean frame 0; straight lines between anchors of the same run; C_mo C_oo^-1 y; what the
+    sources cause; all scored alike."""
     run = reconstructed(ckpts, tmp_path, "--anchors", "0,4", "--window", 40, "--overlap", 0)
-    truth, seen_frames = run.arrays["truth"], np.isin(np.arange(40) % 6, [0, 4])
+    truth = run.arrays["truth"]
+    seen_frames = np.isin(np.arange(40) % 6, [0, 4])
     state = torch.load(ckpts / "tiny" / "ckpt.pt", weights_only=True)
-    ae, c = (
-        state["autoencoder"],
-        state["model"][[k for k in state["model"] if "autocovariance" in k][0]].double(),
-    )
+    ae = state["autoencoder"]
+    c = autocovariance(state)
     assert not run.mean_frame.any()
     at = np.flatnonzero(seen_frames)
     C = c[(torch.arange(40)[:, None] - torch.arange(40)).abs()].permute(2, 0, 1)  # [d,T,T]
@@ -535,59 +531,56 @@ def test_controls_have_their_values(ckpts, folder, tmp_path):
         y = (torch.from_numpy(x[at]) - ae["mean"]) @ ae["E"].T / ae["latent_scale"]
         z = torch.einsum("dto,od->td", gain, y.double()).float()
         frames = (z * ae["latent_scale"]) @ ae["E"] + ae["mean"]
-        np.testing.assert_allclose(
-            run.gaussian[rows][~seen_frames], frames[~seen_frames], atol=5e-3
-        )
+        found = run.gaussian[rows]
+        np.testing.assert_allclose(found[~seen_frames], frames[~seen_frames], atol=5e-3)
     subject = data.Subject(folder)
     normaliser = data.Normaliser(**{k: v.numpy() for k, v in state["normaliser"].items()})
     np.testing.assert_allclose(run.ceiling, normaliser.zscore(subject.driven[TEST]), atol=1e-5)
     np.testing.assert_allclose(truth, normaliser.zscore(subject.fmri[TEST]), atol=1e-5)
 
 
+def cosine(a, b):
+    """Of each row; 0 where one is flat, but for rounding errors."""
+    norm = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return (a * b).sum(1) / np.where(norm > 1e-9, norm, 1)
+
+
 @pytest.mark.parametrize("flags", [[], ["--gap", 3]])
 def test_scores_are_those_of_the_frames(ckpts, folder, tmp_path, flags):
-    """Of every method and region, mean over frames and deviation over windows; what was observed does not count."""
+    """Of every method and region, mean over frames and deviation over windows; what was observed
+    does not count."""
     run = reconstructed(ckpts, tmp_path, *flags)
-    subject, truth = data.Subject(folder), run.arrays["truth"]
+    subject = data.Subject(folder)
+    truth = run.arrays["truth"]
     free = np.tile(~np.isin(np.arange(40) % 6, [0, 3] if flags else []), 2)
-    windows = [
-        slice(low + i, min(low + i + 6, low + 40)) for low in (0, 40) for i in range(0, 40, 6)
-    ]
+    windows = []
+    for end in (40, 80):  # of a run
+        windows += [slice(i, min(i + 6, end)) for i in range(end - 40, end, 6)]
     np.testing.assert_array_equal(run.arrays["recon"], run.neuroframes)
     for method, frames in run.made.items():
         for region, mask in {"whole": np.ones(64, bool), **subject.rois}.items():
-            a, b = frames[:, mask].astype(float), truth[:, mask].astype(float)
+            a = frames[:, mask].astype(float)
+            b = truth[:, mask].astype(float)
             mse = ((a - b) ** 2).mean(1)
-            norm = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-            cos = (a * b).sum(1) / np.where(norm > 0, norm, 1)
-            a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
-            norm = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-            r = (a * b).sum(1) / np.where(norm > 1e-9, norm, 1)
-            if method == "ceiling":
-                found = run.metrics["ceiling"][region]
-            else:
-                found = run.metrics["scores"][method][region]
+            cos = cosine(a, b)
+            r = cosine(a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True))
             for metric, values in {"mse": mse, "r": r, "cos": cos}.items():
+                which = method, region, metric
                 mean = values[free].mean()
                 std = np.std([values[w][free[w]].mean() for w in windows])
                 if method == "ceiling":
-                    assert found[metric] == pytest.approx(mean, abs=1e-5)
+                    found = run.metrics["ceiling"][region][metric]
+                    assert found == pytest.approx(mean, abs=1e-5), which
                 else:
-                    assert found[metric]["mean"] == pytest.approx(mean, abs=1e-5), (
-                        method,
-                        region,
-                        metric,
-                    )
-                    assert found[metric]["std"] == pytest.approx(std, abs=1e-5), (
-                        method,
-                        region,
-                        metric,
-                    )
+                    found = run.metrics["scores"][method][region][metric]
+                    assert found["mean"] == pytest.approx(mean, abs=1e-5), which
+                    assert found["std"] == pytest.approx(std, abs=1e-5), which
 
 
 def decoded(monkeypatch):
     """Latents that are decoded with a leading axis of samples, in order."""
-    found, decode = [], neuroframes.LinearAutoencoder.decode
+    found = []
+    decode = neuroframes.LinearAutoencoder.decode
 
     def kept(self, z):
         out = decode(self, z)
@@ -604,22 +597,11 @@ def test_mean_spread_and_first_sample(ckpts, tmp_path, monkeypatch, samples):
     """Opposite pairs have their mean in the middle: no degree of freedom is lost. Else one is."""
     found = decoded(monkeypatch)
     run = reconstructed(ckpts, tmp_path, "--samples", samples)
-    frames = (
-        np.concatenate(
-            [
-                x.numpy().reshape(samples, -1, 64)
-                for z, x in found
-                if len(z) == samples and samples > 1
-            ],
-            1,
-        )
-        if (samples > 1)
-        else None
-    )
     if samples == 1:
         assert "std" not in run.arrays and np.array_equal(run.neuroframes, run.neuroframes_1)
         return
-    frames = frames[:, :80] if frames.shape[1] > 80 else frames
+    blocks = [x.numpy().reshape(samples, -1, 64) for z, x in found if len(z) == samples]
+    frames = np.concatenate(blocks, 1)[:, :80]
     np.testing.assert_allclose(run.neuroframes, frames.mean(0), atol=1e-5)
     np.testing.assert_allclose(run.neuroframes_1, frames[0], atol=1e-5)
     np.testing.assert_allclose(run.arrays["std"], frames.std(0, ddof=samples % 2), atol=1e-4)
@@ -627,8 +609,10 @@ def test_mean_spread_and_first_sample(ckpts, tmp_path, monkeypatch, samples):
 
 
 def calls_of_denoise(monkeypatch, recompute=False):
-    """Arguments of every call of Algorithm 1, the inputs of its network and the noise it begins with. recompute: always epsilon."""
-    found, denoise = [], neuroframes.denoise
+    """Arguments of every call of Algorithm 1, the inputs of its network and the noise it begins
+    with. recompute: always epsilon."""
+    found = []
+    denoise = neuroframes.denoise
 
     def wrapped(eps_model, project, draw, shape, schedule, steps, eta, reuse_eps):
         inputs = []
@@ -655,9 +639,8 @@ def test_even_numbers_of_samples_come_as_opposite_pairs(ckpts, tmp_path, monkeyp
     assert torch.equal(noise[:4], -noise[4:]) and len(noise) == 8
     assert not torch.equal(noise[:2], noise[2:4])
     noise = calls[-1].inputs[0][0]
-    assert len(noise) == 6 and all(
-        not torch.equal(noise[i], -noise[j]) for i in range(6) for j in range(i)
-    )
+    assert len(noise) == 6
+    assert not any(torch.equal(noise[i], -noise[j]) for i in range(6) for j in range(i))
 
 
 def test_steps_eta_and_epsilon_are_those_asked_for(ckpts, tmp_path, monkeypatch):
@@ -676,35 +659,37 @@ def test_steps_eta_and_epsilon_are_those_asked_for(ckpts, tmp_path, monkeypatch)
 
 @pytest.mark.parametrize("name", ["tiny", "plain"])
 def test_windows_apart_know_nothing_of_each_other(ckpts, folder, tmp_path, name):
-    """Without overlap a change of EEG stays in its window, but for `context` around it; with overlap it travels."""
+    """Without overlap a change of EEG stays in its window, but for `context` around it; with
+    overlap it travels."""
     other = changed(folder, tmp_path, "eeg", eeg=noise(slice(320, 324)))
     for overlap, travels in ((0, False), (4, True)):
         flags = "--window", 8, "--overlap", overlap
-        pair = [
-            reconstructed(ckpts, tmp_path, *flags, *more, name=name)
-            for more in ([], ["--data", other])
-        ]
-        moved = np.abs(pair[0].neuroframes - pair[1].neuroframes).max(1)
+        before = reconstructed(ckpts, tmp_path, *flags, name=name)
+        after = reconstructed(ckpts, tmp_path, *flags, "--data", other, name=name)
+        moved = np.abs(before.neuroframes - after.neuroframes).max(1)
         assert (moved[:4] > 1e-4).all() and (moved[40:] == 0).all()
         assert (moved[8 : 8 + 8].max() > 1e-5) == travels
         assert moved[36] == 0 or travels
 
 
 def test_context_is_as_wide_as_in_training(ckpts, folder, tmp_path):
-    """2 frames before and after a window: with windows of 8 frames apart, frame 10's EEG is heard in the window 0 to 7, frame
-    11's is not (but the band power of a window looks at its neighbours, so frame 11's is, and frame 12's is not)."""
+    """2 frames before and after a window: with windows of 8 frames apart, the window 0 to 7 hears
+    the EEG tokens of frames up to 9. Band power looks at a frame's neighbours too, so that EEG up
+    to frame 10 is heard."""
     before = reconstructed(ckpts, tmp_path, "--window", 8, "--overlap", 0)
-    for frame, heard in ((9, True), (12, False), (13, False)):
+    for frame, heard in ((9, True), (10, True), (11, False), (12, False), (13, False)):
         other = changed(folder, tmp_path, f"{frame}", eeg=noise(slice(320 + frame, 321 + frame)))
         after = reconstructed(ckpts, tmp_path, "--window", 8, "--overlap", 0, "--data", other)
         assert (np.abs(before.neuroframes[:8] - after.neuroframes[:8]).max() > 0) == heard, frame
 
 
 def test_shuffled_eeg_is_the_same_model_with_another_windows_eeg(ckpts, folder, tmp_path):
-    """Every block of 8 frames gets the EEG of one other block, and every block's EEG is used once. Change the EEG of a block:
-    with windows apart the blocks that notice are the one that has it, and those next to that one, by their context of 2."""
+    """Every block of 8 frames gets the EEG of one other block, and every block's EEG is used once.
+    Change the EEG of a block: with windows apart the blocks that notice are the one that has it,
+    and those next to that one, by their context of 2."""
     flags = "--frames", 8, "--window", 8, "--overlap", 0
-    before, receivers = reconstructed(ckpts, tmp_path, *flags, name="plain"), []
+    before = reconstructed(ckpts, tmp_path, *flags, name="plain")
+    receivers = []
     blocks = [(i, i + 8) for i in range(0, 80, 8)]
     near = [{j for j in (i - 1, i, i + 1) if j // 5 == i // 5} for i in range(10)]
     for b, (start, stop) in enumerate(blocks):
@@ -730,7 +715,8 @@ def test_anchors_are_held_at_every_step_and_come_back_exactly(ckpts, tmp_path, m
     assert np.array_equal(run.shuffled_eeg[seen_frames], truth[seen_frames])
     assert not np.array_equal(run.no_null_space[seen_frames], truth[seen_frames])
     assert run.metrics["anchor_residual"] == 0
-    # What the last projection has to mend is what latents leave out: the decoded anchors are D(E(x)).
+    # What the last projection has to mend is what latents leave out: the decoded anchors are
+    # D(E(x)).
     state = torch.load(ckpts / "tiny" / "ckpt.pt", weights_only=True)["autoencoder"]
     E = state["E"].numpy()
     x = truth[seen_frames] - state["mean"].numpy()
@@ -766,15 +752,15 @@ def test_spread_is_compared_with_the_error(ckpts, tmp_path):
     error = np.abs(run.neuroframes - run.arrays["truth"])
     std = run.arrays["std"]
     found = run.metrics["calibration"]["samples"]
-    assert found["spread_to_error"] == pytest.approx(
-        np.sqrt((std**2).sum() / (error**2).sum()), rel=1e-4
-    )
+    ratio = np.sqrt((std**2).sum() / (error**2).sum())
+    assert found["spread_to_error"] == pytest.approx(ratio, rel=1e-4)
     assert found["coverage_90"] == pytest.approx((error < 1.64485 * std).mean(), abs=1e-3)
     assert found["coverage_50"] == pytest.approx((error < 0.67449 * std).mean(), abs=1e-3)
 
 
 def test_points_between_frames_hear_the_eeg_of_their_time(ckpts, folder, tmp_path):
-    """EEG of the second half of a frame's window moves the point half a TR later more than the frame itself."""
+    """EEG of the second half of a frame's window moves the point half a TR later more than the
+    frame itself."""
 
     def late(eeg):
         W = eeg.shape[-1]
@@ -785,9 +771,8 @@ def test_points_between_frames_hear_the_eeg_of_their_time(ckpts, folder, tmp_pat
     flags = "--upsample", 2, "--gap", 3
     pair = [reconstructed(ckpts, tmp_path, *flags, *more) for more in ([], ["--data", other])]
     recon = [run.arrays["recon"] for run in pair]
-    assert recon[0].shape == (160, 64) and np.array_equal(
-        pair[0].arrays["frames"], 320 + np.arange(160) / 2
-    )
+    assert recon[0].shape == (160, 64)
+    assert np.array_equal(pair[0].arrays["frames"], 320 + np.arange(160) / 2)
     np.testing.assert_array_equal(recon[0][::2], pair[0].neuroframes)
     moved = np.abs(recon[0] - recon[1]).max(1)
     assert moved[80:].max() == 0 and moved[11] > 0
@@ -809,8 +794,9 @@ def test_period_of_anchors_and_scored_windows(ckpts, tmp_path):
 def test_the_paper_is_what_is_left_without_the_chapters(
     ckpts, tmp_path, monkeypatch, name, anchors
 ):
-    """Windows apart, one sample, A^+, epsilon recomputed: beyond.WholeRuns with all of it switched off, but for epsilon,
-    which is the one thing that has no flag, draws the same frames from the same noise."""
+    """Windows apart, one sample, A^+, epsilon recomputed: beyond.WholeRuns with all of it switched
+    off, but for epsilon, which is the one thing that has no flag, draws the same frames from the
+    same noise."""
     calls = calls_of_denoise(monkeypatch, recompute=True)
     flags = *anchors, "--frames", 8, "--eta", 1, "--steps", 5, "--samples", 1
     paper = reconstructed(ckpts, tmp_path, "--paper", *flags, name=name)
@@ -828,12 +814,12 @@ def test_the_paper_is_what_is_left_without_the_chapters(
 
 
 def test_the_papers_samples_and_steps(ckpts, tmp_path, monkeypatch):
-    """One sample, DDIM of 50 calls unless said otherwise; 1,000 calls with the noise of DDPM; several samples are averaged."""
+    """One sample, DDIM of 50 calls unless said otherwise; 1,000 calls with the noise of DDPM;
+    several samples are averaged."""
     calls = calls_of_denoise(monkeypatch)
     one = reconstructed(ckpts, tmp_path, "--paper", "--samples", 1, "--steps", 50)
-    assert (
-        one.metrics["samples"] == 1 and one.metrics["paper"] is True and len(calls[0].inputs) == 50
-    )
+    assert one.metrics["samples"] == 1 and one.metrics["paper"] is True
+    assert len(calls[0].inputs) == 50
     assert calls[0].eta == 0 and calls[0].held is False
     assert np.array_equal(one.neuroframes, one.neuroframes_1)
     calls.clear()
