@@ -383,7 +383,7 @@ def draw_windows(segments, K, count, rng):
 
 def window_indices(windows, context=0, more=0):
     """Of B windows of one length: rows of fmri.npy [B,K], rows of eeg.npy [B,L], and the latter's
-    times [B,L].
+    times [B,L]. (Or places in a timeline, if the windows are of places.)
 
     The paper's windows see the EEG of their own frames, L = K. A frame's BOLD reflects the EEG of
     ten seconds and more, so that of `context` further frames on each side can be shown too (and of

@@ -3,7 +3,8 @@
 All of "Modeling Spatiotemporal Neural Frames for High Resolution Brain Dynamics" (CVPR 2026,
 arXiv 2603.24176), in the order in which data flows through it. It needs torch and nothing else: no
 files, no arguments, no printing. What we added to the paper stands in beyond/, one file per idea.
-Two doors for it are here: `reuse_eps` of the sampler, and the `abar` that `project` is told.
+Here it left traces only: arguments that the paper's method leaves alone (`encoder`, `positions`,
+`keys_values`, the `abar` of `project`), and `reuse_eps`, which in the paper is False.
 
     1  EEG encoder         eeg [B,L,C,W] -> h [B,L,d_e]               Section 3.3
     2  linear autoencoder  x [B,K,V] <-> z [B,K,d]                    Section 3.3
@@ -79,14 +80,15 @@ class LinearAutoencoder(nn.Module):
 
         z = E (x - mean) / latent_scale          x = D z + mean,   D = E^T diag(latent_scale)
 
-    Why linear? The sampler must know what an observation says of z. Of a whole frame it says all of
-    the frame's latents, whatever the encoder, as long as it works frame by frame. A linear decoder
-    gives two things more: a single observed vertex is one linear equation in z, so parts of frames
-    can be observed too (beyond/any_vertices); and the mean of decoded samples is the decoded mean.
+    Why linear? To complete whole frames, as here, it need not be: any encoder that works frame by
+    frame gives the latents of an observed frame. Linear is the paper's choice, and gives two things
+    more: an observed vertex is one linear equation in z, so that parts of frames can be observed
+    too (beyond/any_vertices); and the mean of decoded samples is the decoded mean.
 
     Why PCA? The paper trains the maps by reconstruction error, and the best that linear maps can
     reach is the subspace of the leading principal components (Eckart and Young 1936; Baldi and
-    Hornik 1989). So `fit` computes it: E has orthonormal rows, the leading components.
+    Hornik 1989). So `fit` computes it. Of all bases of that subspace it takes the components
+    themselves, E's rows, since along them latents are uncorrelated.
 
     Why unit variance? The noise schedule assumes it: if z has variance 1, z_n has variance
     abar + (1 - abar) = 1 at every step n, and ends as the pure noise that sampling begins with. So
@@ -114,26 +116,28 @@ class LinearAutoencoder(nn.Module):
     def fit(self, frames):
         """The closed-form optimum for frames [T,V]; returns the share of their variance kept.
 
-        With the singular values x = U S Q^T, E is the first d rows of Q^T. The smaller of two Gram
-        matrices tells them: x^T x [V,V] has the eigenvectors Q; x x^T [T,T] has U, from which
-        E = S^-1 U^T x. Both have the eigenvalues S^2. If the frames' rank is below d, there are as
-        many latents as their rank. Raises ValueError if frames are not [T >= 2, V].
+        With the singular value decomposition x = U diag(s) Q^T (Q, for V is the vertices), E is the
+        first d rows of Q^T. The smaller of two Gram matrices tells them: x x^T [T,T] has the
+        eigenvectors U, from which Q^T = diag(1 / s) U^T x; x^T x [V,V] has Q. Both have the
+        eigenvalues s^2. If the frames' rank is below d, there are as many latents as their rank.
+        Raises ValueError if frames are not [T >= 2, V].
         """
         T, V = frames.shape
         if len(self.mean) != V or T < 2:
             raise ValueError(f"frames must be [T >= 2, {len(self.mean)}], got {[T, V]}")
         mean = frames.mean(0)  # [V]
         x = frames - mean  # [T,V]
-        gram = x.T @ x if V < T else x @ x.T  # [V,V] or [T,T]
-        power, basis = torch.linalg.eigh(gram.cpu().double())  # ascending: S^2, and Q or U
+        few = T <= V  # frames
+        gram = x @ x.T if few else x.T @ x  # [T,T] or [V,V]
+        power, basis = torch.linalg.eigh(gram.cpu().double())  # ascending: s^2, and U or Q
 
         rank = int((power > 1e-6 * power[-1]).sum())  # a float32 gram is good to 1e-7
         d = min(self.latent_dim, rank)
-        singular = power[-d:].flip(0).sqrt()  # [d] the largest of S
-        basis = basis[:, -d:].flip(1)  # [V,d] or [T,d]
-        E = basis.T.to(x)  # Q^T [d,V], or U^T [d,T]
-        if T <= V:
-            E = (basis / singular).T.to(x) @ x  # [d,V] = S^-1 U^T x
+        singular = power[-d:].flip(0).sqrt()  # [d] the largest s
+        basis = basis[:, -d:].flip(1)  # [T,d] or [V,d]
+        E = basis.T.to(x)  # U^T [d,T], or Q^T [d,V]
+        if few:
+            E = (basis / singular).T.to(x) @ x  # diag(1 / s) U^T x = Q^T [d,V]
         self.set_axes(E, mean, singular / math.sqrt(T))
         return float(power[-d:].sum() / power.sum())
 
@@ -300,7 +304,8 @@ class DiT(nn.Module):
     def forward(self, z_n, n, h, positions=None, eeg_positions=None, keys_values=None):
         """z_n [B,K,d], n [B] counting from 0 (or [1]: one for all), h [B,L,d_e] -> eps_hat [B,K,d].
 
-        positions [K] or [B,K]: times of the frames, in frames; by default 0, 1, 2 ...
+        positions [K] or [B,K]: times of the frames, in frames; by default 0, 1, 2 ... (others only
+        in beyond/between_frames)
         eeg_positions [L] or [B,L]: times of the EEG tokens; by default those of the frames
         keys_values: what self.keys_values gave, in place of h, if it was computed before
         """
@@ -388,17 +393,19 @@ def denoise(eps_model, project, draw, shape, schedule, steps=50, eta=0.0, reuse_
     the next z_n has the truth there; and the network, which attends from every frame to all others,
     sees it when it next answers for those.
 
-    Which eps? The network's fits the z0 before the projection: z_n = sqrt(abar) z0 +
-    sqrt(1 - abar) eps. Solved again for the z0 after it (False: Algorithm 1 does that without
-    saying so), it becomes, at observed frames,
+    Which eps? At missing frames there is one only. At observed frames the network's own belongs to
+    the z0 before the projection: z_n = sqrt(abar) z0 + sqrt(1 - abar) eps.
 
-        eps + sqrt(abar / (1 - abar)) (z0 before - y)
+    False, the paper: solve the same equation again for the z0 after it. (Algorithm 1 does so, and
+    does not say it.) That gives eps + sqrt(abar / (1 - abar)) (z0 before - y): a share of the old,
+    wrong z0 is in the next z_n.
 
-    so that part of the old error goes on into the next z_n and cancels some of the projection. Kept
-    as it was (True: DDNM, Wang et al. 2023), nothing is put back: z_n comes closer to y sooner,
-    while the missing frames are still being decided. In a Gaussian process, where the exact answer
-    is known, the mean of the missing frames has a squared bias of 0.15 with False and of 0.0015
-    with True (test_neuroframes.py). With N steps, eta 1 and False this loop is Algorithm 1.
+    True, DDNM (Wang et al. 2023): keep the network's. Nothing of the old z0 is left, so that z_n
+    comes close to y sooner, while the missing frames are still being decided.
+
+    In a Gaussian process of variance 1, whose exact answer is known, the mean of the missing frames
+    has a squared bias of 0.15 with False, of 0.0015 with True (eta 0; test_neuroframes.py). With N
+    steps, eta 1 and False this loop is Algorithm 1.
     """
     visited = torch.linspace(schedule.steps - 1, 0, steps, dtype=torch.float64).round().long()
     abars = schedule.alpha_bar[visited].tolist() + [1.0]  # after the last step no noise is left
@@ -416,10 +423,10 @@ def denoise(eps_model, project, draw, shape, schedule, steps=50, eta=0.0, reuse_
 
         # DDIM's step to the next noise level, with z0, the old noise, and fresh noise:
         #     z_next = sqrt(abar_next) z0 + sqrt(1 - abar_next - sigma^2) eps + sigma fresh
-        # The three shares make variance 1 again. sigma is such that eta = 1 gives DDPM's posterior
-        # q(z_next | z_n, z0), also where steps are skipped: abar / abar_next is the alpha of all
-        # that lie between. After the last step abar_next = 1, so that sigma = 0 and z_next = z0:
-        # observed frames end as they were.
+        # The three shares make variance 1 again. sigma is such that eta = 1, with an eps that
+        # belongs to this z0, gives DDPM's posterior q(z_next | z_n, z0), also where steps are
+        # skipped: abar / abar_next is the alpha of all that lie between. After the last step
+        # abar_next = 1, so that sigma = 0 and z_next = z0: observed frames end as they were.
         sigma = eta * math.sqrt((1 - abar_next) / (1 - abar) * (1 - abar / abar_next))
         eps_share = math.sqrt(max(1 - abar_next - sigma**2, 0.0))  # not below 0 by rounding
         z_n = math.sqrt(abar_next) * z0 + eps_share * eps  # [B,K,d]
@@ -443,6 +450,7 @@ def sample(
 
     y, mask    InterRecon: latents y [B,K,d], of which the frames where mask, bool [K] or [B,K], is
                True were observed. Without them the frames come from the EEG alone
+    reuse_eps  the better of two by default; the paper's is False. See `denoise`
     generator  of the noise; its device draws it, so that a seed means the same on any device
     Returns z in the dtype and on the device of y; without y, in float32 where the noise is drawn.
     """

@@ -9,12 +9,22 @@ Writes OUT/direct/ or OUT/interrecon/: recon.npy [T_test,V] and truth.npy in z-s
 samples, frames.npy (their rows in fmri.npy), metrics.json, and recon.dtseries.nii in original units
 where the subject has a space.
 
-Read `WindowsApart` first: it draws as the paper does. Without --paper, beyond.WholeRuns takes its
-place. It has the same methods and is better: windows overlap, and what they say is averaged at
-every step, so that a whole run is drawn at once.
+The paper's path through this file, for test frames x:
+
+    h = encoder(eeg)                         Study.encode_eeg
+    y = encode(x), of observed frames only   observed_latents
+    z = sample(eps_model, ..., y, mask)      WindowsApart.draw, window by window
+    x_hat = decode(z)                        decode
+    x_hat = x where it was observed          put_back
+    score x_hat against x where it was not   tools/report.py
+
+All else is controls, chapters and files. Without --paper, beyond.WholeRuns takes the place of
+WindowsApart. It has the same methods and is better: windows overlap, and what they say is averaged
+at every step, so that a whole run is drawn at once.
 
 What is reported? The mean of the samples, because it minimises the squared error, beside one
-sample (`neuroframes_1`), which may have up to twice the error: its own spread comes on top.
+sample (`neuroframes_1`), a brain that could have been: its own spread comes on top, so that it may
+have up to twice the error.
 
 Did the EEG help? Each score stands beside controls, on the same frames:
 
@@ -24,13 +34,14 @@ Did the EEG help? Each score stands beside controls, on the same frames:
     no_null_space  InterRecon without what was observed: what the EEG says by itself
     linear         straight lines between observed frames
     gaussian       the expected frames given the observed ones, without EEG, if latents were a
-                   Gaussian process with the covariance in time that training frames have. Linear
-                   interpolation hides it, and it is the rival to beat: BOLD is smooth in time
+                   Gaussian process with the covariance in time that training frames have (from
+                   beyond/; without that folder it is missing)
     ceiling        all that the EEG can tell, which is known of the synthetic subject only
 
-So the EEG helped if NeuroFrames beats the mean frame (direct) or `gaussian` (InterRecon). Of test
-frames the sampler sees those that were observed and no others, and these are never scored
-(tools/report.py).
+To beat straight lines proves little, for BOLD is smooth in time: `gaussian` has the same frames to
+go by, no EEG either, and far less error. So the EEG helped if the mean of the samples has less MSE
+than the mean frame (direct), and than `gaussian` and shuffled EEG (InterRecon). In how many windows
+it is ahead is printed; intervals: benchmarks/table.py.
 """
 
 import os
@@ -94,7 +105,7 @@ def load(path, where):
     """(checkpoint dict, model, autoencoder, normaliser) of the file that train.py wrote."""
     kinds = beyond.kinds if beyond else lambda ckpt: (NeuroFrames, LinearAutoencoder)
     ckpt, model, autoencoder = checkpoints.rebuild(path, where, kinds)
-    # The same network; but its matrix products take less than float32 if that is faster there.
+    # The same network; its matrix products are of less precision where that is faster.
     model.dit.forward = device.fast_products(model.dit.width)(model.dit.forward)
     statistics = {name: array.cpu() for name, array in ckpt["normaliser"].items()}
     return ckpt, model, autoencoder, data.Normaliser(**statistics)
@@ -103,7 +114,7 @@ def load(path, where):
 class Study:
     """A checkpoint's model and the subject that it is used on, as sample.py's flags a say."""
 
-    # For chapters, which may not import what stands above them; not used in this file.
+    # Used by beyond/ only.
     in_batches = staticmethod(processes.in_batches)
     tile = staticmethod(data.tile)
     quiet = RANK > 0
@@ -122,11 +133,10 @@ class Study:
         return torch.from_numpy(self.normaliser.zscore(self.subject.fmri[rows]))
 
     def encode_eeg(self, split, cut=lambda eeg: eeg, more=0, block=64):
-        """EEG tokens [T,d_e] of a split's frames, a block at a time.
+        """EEG tokens [T,d_e] of a split's frames: the encoder, a block of frames at a time.
 
-        The paper's encoder looks at one frame's EEG. Those of chapters look at two around it as
-        well: so two are read beyond each end of a block, and their tokens dropped. cut and more
-        are for EEG between frames (beyond/windows): [1,L+more,C,W] -> [1,L,C,W]."""
+        For chapters: two frames more at each end, which their encoder looks at and whose tokens
+        are dropped; and `cut` [1,L+more,C,W] -> [1,L,C,W], for EEG between frames."""
         tokens = []
         for low, high in self.splits[split]:
             for i in range(low, high, block):
@@ -138,7 +148,9 @@ class Study:
 
 
 def observed(a, study):
-    """Which vertices are observed, bool [period,V]: row k is of the k-th frame of each period."""
+    """Which vertices are observed, bool [period,V]: row k is of the k-th frame of each period.
+
+    (By now --gap is 2 if --interrecon has come alone, and None in direct reconstruction.)"""
     anchors = []
     if a.anchors:
         anchors = [int(k) for k in a.anchors.split(",")]
@@ -161,8 +173,8 @@ def observed(a, study):
 class WindowsApart:
     """How the paper draws: each window of K frames by itself, observed frames held by A^+.
 
-    seen  which vertices each pattern observes, bool [patterns,V]; see data.patterns. Here there is
-          one, all of a frame's, and -1: none
+    A frame's `pattern` says what of it was observed: here 0, all, or -1, nothing. (Others, and what
+    stands before `draw`, are there for beyond.WholeRuns, which has the same methods.)
     """
 
     correction = 1  # of a standard deviation over samples: the usual n - 1
@@ -194,11 +206,12 @@ class WindowsApart:
         z = torch.zeros(a.samples, stretches[-1][1] - begin, y.shape[-1])
         batches = list(data.batches(data.tile(stretches, a.frames), a.batch_size))
         for windows in tqdm(batches, desc=name, unit="batch", disable=RANK > 0):
-            rows, eeg_rows, times = data.window_indices(windows, study.settings["context"])
-            tokens = h[eeg_rows]  # [B,L,d_e]
+            # Stretches are of places 0 to T - 1, and so are these.
+            places, eeg_places, times = data.window_indices(windows, study.settings["context"])
+            tokens = h[eeg_places]  # [B,L,d_e]
             times = torch.from_numpy(times).to(study.device)  # [B,L]
-            y_here = y[rows].to(study.device)  # [B,K,d]
-            mask = torch.from_numpy(pattern[rows] >= 0).to(study.device)  # [B,K]
+            y_here = y[places].to(study.device)  # [B,K,d]
+            mask = torch.from_numpy(pattern[places] >= 0).to(study.device)  # [B,K]
 
             def eps_model(z_n, n, tokens=tokens, times=times):
                 return study.model(z_n, n, tokens, times)
@@ -255,7 +268,8 @@ def draw_split(sampler, timeline, split):
     """Draw the frames of a split. Yields, for each block of frames, their places [K] and {method:
     latents [S,K,d]}: NeuroFrames, and on the test runs the controls that need its latents.
 
-    (With --upsample there are a.upsample points per frame, of which the first is the frame.)
+    (a.upsample is 1 but in beyond/between_frames: so many points per frame, the first of which is
+    the frame.)
     """
     a, pattern = sampler.a, timeline.pattern
     y = observed_latents(sampler, timeline)  # [T,d]
@@ -311,14 +325,14 @@ def reconstruct(sampler, timeline, split):
         yield places, x, mask, drawn
 
 
-def put_back(drawn, x, mask, points):
+def put_back(drawn, x, mask, every):
     """What was observed, into the mean, the deviation and the first sample, in place.
 
-    Latents that were held to it decode to D z + mean, without what latents leave out. So the last
-    projection is one of vertices, A = diag(mask). (It moves no score, for these are not scored, but
-    it is what is written.)"""
+    Of an observed frame, decoded latents give back what d components can say; the rest is lost. So
+    the last projection is one of vertices, A = diag(mask). (No score changes, for what was observed
+    is not scored, but it is what is written.)"""
     for guess, known in zip(drawn, (x, torch.zeros_like(x), x)):
-        guess[::points] = range_null_projection(guess[::points], known, mask)
+        guess[::every] = range_null_projection(guess[::every], known, mask)
 
 
 # ---- Scores, and rivals without a network ----------------------------------------------

@@ -1,7 +1,9 @@
 """How are the weights found? One visible loop, at the end of this file.
 
-    python train.py                          the synthetic subject, minutes on two CPU cores; with
-                                             chapters of beyond/ (beyond.TINY), NOT as the paper
+    python train.py                          the synthetic subject, minutes on two CPU cores; not
+                                             as the paper, but as beyond.TINY says: encoder of band
+                                             power, v predicted, Gaussian prior, EEG around windows,
+                                             windows of any length
     python train.py --preset paper           the same with the paper's method, in small sizes
     python train.py --data cinebrain/sub1    a prepared subject (data.py), the paper's method
     python train.py --out OUT --resume       go on from OUT/last.pt as if nothing had happened
@@ -10,15 +12,17 @@ Writes to OUT: ckpt.pt, the averaged weights with the lowest validation loss (wi
 run: the last ones) and all that sample.py needs beside them; last.pt, the whole state of training;
 log.jsonl, one object a line.
 
-To skip at a first reading: lines that name `beyond`, its chapters, which are what the paper does
-not have and --preset paper does not use; and those that name `processes`, which with one process do
-nothing (with `torchrun` they share the work among several).
+To skip at a first reading: lines that name `beyond`, whose chapters are what the paper does not
+have (with --preset paper `vary` is False, `shift` 0, `extra` 0.0 and `weight` 1.0, and branches
+that ask for joint, vertex and gaussian are not taken); and lines that name `processes`, which with
+one process do nothing (with `torchrun` they share the work among several).
 
 What must not leak from the test runs into training? Runs are split as wholes, for windows of one
-run share its slow fluctuations; no window, nor the EEG around it, reaches over a stretch's border;
-the means and deviations of z-scores, the EEG's scale, the autoencoder and the prior come from
-training frames alone; the checkpoint is chosen on a run of its own, the validation run. (What was
-done to the recordings before, such as cleaning, is beyond our reach.)
+run share its slow fluctuations; no window, nor the EEG around it, reaches over the border of a
+stretch (successive frames of one run in one split); the means and deviations of z-scores, the EEG's
+scale and the autoencoder come from training frames alone; the checkpoint is chosen on a run of its
+own, the validation run. (What was done to the recordings before, such as cleaning, is out of
+reach.)
 """
 
 import copy
@@ -215,7 +219,7 @@ class Batches:
         size, windows = self.a.batch_size, self.validation_windows
         for i in range(RANK * size, len(windows), WORLD * size):
             z, eeg, times, extra = self.read(windows[i : i + size])
-            for level in range(8):  # n from each eighth of the steps: else the loss would jump
+            for level in range(8):  # each window at all levels of noise, evenly
                 g = torch.Generator().manual_seed(level)
                 n = (level + torch.rand(len(z), generator=g)) / 8 * schedule.steps
                 eps = torch.randn(z.shape, generator=g)
@@ -315,8 +319,8 @@ def prepare(a, where, run):
 def train(a, where, run):
     """From the flags a to OUT/ckpt.pt.
 
-    run (tools/run.py) counts steps, twenty times in all `is_due` for validation, keeps the best
-    checkpoint and the last state, and catches Ctrl-C. It never stops early."""
+    run  a tools.run.Run, which counts steps, keeps files and catches Ctrl-C; it never stops early
+    """
     batches, autoencoder, model, ckpt = prepare(a, where, run)
     averaged = copy.deepcopy(model).eval()  # the moving average of the weights
     weight = 1.0  # of each latent in the loss
@@ -328,7 +332,8 @@ def train(a, where, run):
     optimizer = torch.optim.AdamW(trained, lr=a.lr, weight_decay=a.weight_decay, fused=fused)
     if a.compile:
         device.compiled(model.dit, where)
-    # With several processes gradients are averaged over them; with one this is window_losses.
+    # losses_of(*batch) = window_losses(model, weight, *batch); of several processes' gradients the
+    # mean is taken.
     losses_of = processes.parallel(functools.partial(window_losses, model, weight), model)
     run.begin(model=model, averaged=averaged, autoencoder=autoencoder, optimizer=optimizer)
 
@@ -350,14 +355,14 @@ def train(a, where, run):
         update_average(averaged, model, a.ema, step)
         run.finish_step(loss)
 
-        # Now and then: is the average the best so far, on the validation run?
+        # Twenty times in all: is the average the best so far, on the validation run?
         if run.is_due():
             val_loss = validate(averaged, weight, batches)
             run.log(val_loss, learning_rate(a, step))
-            if run.is_best(val_loss):
+            if run.is_best(val_loss):  # the lowest so far; without a validation run always
                 weights = {"model": averaged.state_dict(), "autoencoder": autoencoder.state_dict()}
-                run.keep(**ckpt, **weights)
-            run.save()
+                run.keep(**ckpt, **weights)  # ckpt.pt
+            run.save()  # last.pt, for --resume
     run.report()
 
 

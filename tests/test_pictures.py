@@ -44,7 +44,7 @@ def test_carpet(pyplot, tmp_path, samples):
     arrays = {"truth": truth, "recon": truth + rng.uniform(-1, 1, truth.shape)}
     shown = {"truth": truth, "reconstruction": arrays["recon"], "error": arrays["recon"] - truth}
     if samples == "several":
-        arrays["std"] = rng.uniform(0, 3, truth.shape)
+        arrays["std"] = rng.uniform(1, 3, truth.shape)
         shown["spread of samples"] = arrays["std"]
     pictures.carpet(str(tmp_path / "x.png"), arrays, "direct, one sample")
 

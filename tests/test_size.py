@@ -47,7 +47,7 @@ def test_two_processes_do_what_one_does(tiny, tmp_path, monkeypatch, flags):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     training = ["--data", tiny, *SMALL, "--batch-size", 5, "--steps", 6, "--lr", 3e-3, *flags]
     drawing = ["--ckpt", tmp_path / "one/ckpt.pt", "--device", "cpu"]
-    drawing += ["--steps", 3, "--samples", 2, "--window", 12]
+    drawing += ["--steps", 3, "--samples", 2, "--window", 12, "--batch-size", 2]
     for module, given in ((train, training), (sampling, drawing)):
         command(monkeypatch, module, *given, "--out", tmp_path / "one")
         torchrun(f"{module.__name__}.py", *given, "--out", tmp_path / "two")
@@ -88,15 +88,15 @@ def test_eeg_read_from_disk_is_that_kept_in_memory(tiny, tmp_path, monkeypatch):
 
 
 def test_runs_drawn_one_after_the_other(tiny, tmp_path, monkeypatch):
-    """However long the session, sample.py holds the latents of a few runs; here one of three. The
-    frames stay in their places: with almost all of each observed, what is not depends little on
-    the noise."""
+    """However long the session, sample.py holds the latents of a few runs; here one of three, of
+    which one is shorter. The frames stay in their places: with almost all of each observed, what is
+    not depends little on the noise."""
     folder = tmp_path / "three"
     folder.mkdir()
     for name in ("fmri.npy", "eeg.npy"):
         (folder / name).symlink_to(f"{tiny}/{name}")
     meta = read_json(f"{tiny}/subject.json")
-    meta["split"] = {"train": list(range(120)), "test": list(range(120, 300))}
+    meta["split"] = {"train": list(range(120)), "test": [*range(120, 230), *range(240, 300)]}
     (folder / "subject.json").write_text(json.dumps(meta))
     command(monkeypatch, train, "--data", folder, "--steps", 2, *SMALL, "--out", tmp_path)
 
