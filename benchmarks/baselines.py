@@ -28,13 +28,13 @@ from torch import nn
 from tqdm import tqdm
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
-import data  # noqa: E402
-from sample import frame_scores  # noqa: E402
-from tools import checkpoints  # noqa: E402
-from tools.device import pick_device  # noqa: E402
-from tools.errors import fail, script  # noqa: E402
-from tools.large import Columns  # noqa: E402
-from tools.report import METRICS, Scores  # noqa: E402
+import data
+from sample import frame_scores
+from tools import checkpoints
+from tools.device import pick_device
+from tools.errors import fail, script
+from tools.large import Columns
+from tools.report import METRICS, Scores
 
 # ---- What a rival sees of the EEG ------------------------------------------------------
 

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
-import data  # noqa: E402
-import sample as sampling  # noqa: E402
-from tools.errors import fail, script  # noqa: E402
+import data
+import sample as sampling
+from tools.errors import fail, script
 
 
 def cubic(seen, times):

@@ -19,10 +19,10 @@ import numpy as np
 from tqdm import tqdm
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
-import data  # noqa: E402
-import sample as sampling  # noqa: E402
-from tools import files  # noqa: E402
-from tools.errors import fail, script  # noqa: E402
+import data
+import sample as sampling
+from tools import files
+from tools.errors import fail, script
 
 REGION, SIZE = "visual+audio", 18_946
 

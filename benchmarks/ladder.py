@@ -20,7 +20,7 @@ import sys
 from typing import NamedTuple
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
-from tools.errors import Parser, script  # noqa: E402
+from tools.errors import Parser, script
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 MODES = {"direct": [], "gap-2": ["--gap", "2"], "gap-9": ["--gap", "9"]}
@@ -111,7 +111,8 @@ def line(name, found):
 def ladder(a):
     """Rows of the first table: flags of training add up, those of sampling replace each other."""
     kind = "short" if a.short else "long"
-    flags, sampling = [], []
+    flags = []
+    sampling = []
     for row in ROWS:
         these = flags + row.train.split()
         sampling = row.sample.split() or sampling

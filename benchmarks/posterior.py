@@ -15,9 +15,9 @@ import sys
 import torch
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
-from beyond.gaussian_prior import GaussianPrior  # noqa: E402
-from beyond.weighted_projection import weighted_projection  # noqa: E402
-from test_neuroframes import EVERY_SECOND, interrecon_experiment  # noqa: E402
+from beyond.gaussian_prior import GaussianPrior
+from beyond.weighted_projection import weighted_projection
+from test_neuroframes import EVERY_SECOND, interrecon_experiment
 
 
 def time_travel(eps_model, project, draw, shape, schedule, reuse_eps, repeats, steps):

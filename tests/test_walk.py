@@ -68,7 +68,8 @@ def test_sampling_begins_at_noise_and_calls_the_network_fifty_times(made):
 
 
 def test_anchors_come_back_and_the_rest_is_the_networks(made):
-    seen, completed = made["mask"], made["completed"]
+    seen = made["mask"]
+    completed = made["completed"]
     assert torch.equal(completed[seen], made["x"][seen])
     assert not torch.isclose(completed[~seen], made["x"][~seen]).all()
     assert torch.equal(made["range_part"][0, seen], made["z"][seen])
