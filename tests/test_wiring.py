@@ -166,7 +166,7 @@ def test_every_step_draws_windows_levels_and_noise_of_its_own(folder, tmp_path, 
     assert len({tuple(map(tuple, windows)) for _, windows in seen.windows}) == 30
     assert len({eps.sum().item() for _, _, eps in training}) == 30
     n = torch.cat([n for _, n, _ in training])
-    assert n.min() >= 0 and n.max() <= 999 and len(n.unique()) > 0.9 * len(n)
+    assert 0 <= n.min() < 50 and 950 < n.max() <= 999 and len(n.unique()) > 0.9 * len(n)
     assert abs(n.float().mean() - 500) < 150 and n.float().std() > 200
     lengths = {windows[0][1] for _, windows in seen.windows}
     # --vary: a third of the 6 frames, to three times as many.
@@ -177,6 +177,16 @@ def test_every_step_draws_windows_levels_and_noise_of_its_own(folder, tmp_path, 
     eps = torch.cat([eps.flatten() for _, _, eps in training])
     assert abs(eps.mean()) < 0.05 and abs(eps.std() - 1) < 0.05
     assert seen.clipped == [1.0] * 30
+
+
+def test_other_seeds_draw_other_noise_levels_and_windows(folder, tmp_path, seen):
+    for seed in (0, 1):
+        trained(folder, tmp_path / str(seed), "--steps", 1, "--no-vary", "--seed", seed)
+    (_, n, eps), (_, other_n, other_eps) = training_calls(seen)
+    assert not torch.equal(n, other_n)
+    assert not torch.isclose(eps, other_eps).any()
+    (_, windows), (_, other_windows) = seen.windows
+    assert windows != other_windows
 
 
 def test_no_vary_keeps_the_length(folder, tmp_path, seen):
