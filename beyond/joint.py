@@ -11,7 +11,7 @@ noise schedule assumes variance 1. And every step reads whole frames, which cach
 
 Seam    autoencoder: x <-> z, linear
 Source  Section 3.3 and 3.4 of the paper, and a stopped gradient
-Gain    GAIN
+Gain    none: synthetic, direct: MSE 0.608, with PCA 0.604
 """
 
 import torch

@@ -11,7 +11,7 @@ leaves the weaker latents too little.
 
 Seam    Eq. 3: what its mean weighs
 Source  ours
-Gain    GAIN
+Gain    real-format session, direct: MSE 0.977 -> 0.869
 """
 
 

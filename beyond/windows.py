@@ -9,7 +9,7 @@ between two frames, late by a share s of a frame:
 
 Seam    data.window_indices(windows, context), and what train.py reads of it
 Source  ours
-Gain    GAIN
+Gain    EEG around them: real-format session, direct: MSE 0.869 -> 0.807
 """
 
 
