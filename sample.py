@@ -29,8 +29,9 @@ have up to twice the error.
 Did the EEG help? Each score stands beside controls, on the same frames:
 
     mean_frame     0 in z-scores: what is known without any data of the test run
-    shuffled_eeg   the same model, given the EEG of other windows. It is led astray by it, and is
-                   worse than the mean frame: to beat it shows that the EEG is *used*, no more
+    shuffled_eeg   the same model, given the EEG of other blocks of K frames. It is led astray by
+                   it, also by its jumps where blocks meet, and is worse than the mean frame: to
+                   beat it shows that the EEG is *used*, no more
     no_null_space  InterRecon without what was observed: what the EEG says by itself
     linear         straight lines between observed frames
     gaussian       the expected frames given the observed ones, without EEG, if latents were a
