@@ -14,7 +14,7 @@ overfits where data are few: `plain=False`.)
 
 Seam    encoder(eeg): [B,K,C,W] -> [B,K,d_e]
 Source  ours; learned filter banks on log power: Schirrmeister et al. 2017 (shallow ConvNet)
-Gain    real-format session, direct: MSE 1.237 -> 0.977
+Gain    synthetic, direct: MSE 0.765 -> 0.582, with all other chapters there
 """
 
 import math

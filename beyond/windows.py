@@ -9,7 +9,8 @@ between two frames, late by a share s of a frame:
 
 Seam    data.window_indices(windows, context), and what train.py reads of it
 Source  ours
-Gain    EEG around them: real-format session, direct: MSE 0.869 -> 0.807
+Gain    EEG around them: real-format session, direct: MSE 0.869 -> 0.807. Any length: synthetic,
+        first and last of 10 frames observed: 0.249 -> 0.211, with all other chapters there
 """
 
 
