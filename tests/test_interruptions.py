@@ -15,6 +15,7 @@ import torch
 from conftest import HERE, SMALL, contents, read_json, read_log
 
 import data
+import sample
 import train
 from tools import checkpoints
 
@@ -139,20 +140,18 @@ def test_twenty_kills_at_random_moments(tiny, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_asked_to_stop_it_finishes_the_step_and_says_how_to_go_on(tiny, tmp_path, number):
-    flags = ["--data", tiny, *SMALL, "--steps", 600]
-    whole, process = (
-        start("train.py", *flags, "--out", tmp_path / out) for out in ("whole", "stopped")
-    )
+    flags = ["--data", tiny, *SMALL, "--steps", 300]
+    process = start("train.py", *flags, "--out", tmp_path / "stopped")
     assert until((tmp_path / "stopped/log.jsonl").exists, process)
     time.sleep(0.1)
     process.send_signal(number)
     told, errors = process.communicate()
     step = steps(tmp_path / "stopped")["last.pt"]
     assert process.returncode == 128 + number and "Traceback" not in errors
-    assert f"stopped at step {step} of 600, saved; to go on: python train.py --out" in told
+    assert f"stopped at step {step} of 300, saved; to go on: python train.py --out" in told
     assert "--resume" in told
-    resumed = start("train.py", "--out", tmp_path / "stopped", "--resume", "--device", "cpu")
-    assert resumed.wait() == whole.wait() == 0
+    train.main(["--out", str(tmp_path / "stopped"), "--resume", "--device", "cpu"])
+    train.main([*map(str, flags), "--out", str(tmp_path / "whole")])
     end_alike(tmp_path / "stopped", tmp_path / "whole")
 
 
@@ -165,7 +164,7 @@ def test_stopped_before_the_first_step(tiny, tmp_path):
 
 
 def test_terminated_while_sampling_it_leaves_nothing(tiny, tmp_path):
-    assert start("train.py", "--data", tiny, *SMALL, "--steps", 2, "--out", tmp_path).wait() == 0
+    train.main(["--data", tiny, *SMALL, "--steps", "2", "--out", str(tmp_path)])
     flags = "--ckpt", tmp_path / "ckpt.pt", "--steps", 1000, "--device", "cpu"
     process = start("sample.py", *flags, "--out", tmp_path / "results")
     assert until((tmp_path / "results/direct.partial").exists, process)
@@ -209,7 +208,7 @@ def test_a_second_run_keeps_the_first_result(tiny, tmp_path):
     """Of training, sampling and preparing; and two at a time cannot write into one folder."""
     out = tmp_path / "out"
     flags = ["--data", tiny, *SMALL, "--out", out]
-    assert start("train.py", *flags, "--steps", 2).wait() == 0
+    train.main([*map(str, flags), "--steps", "2"])
     trained = contents(out)
     long = start("train.py", *flags, "--steps", 4000, "--seed", 1)
     assert until((out / "earlier-1").exists, long)
@@ -222,7 +221,7 @@ def test_a_second_run_keeps_the_first_result(tiny, tmp_path):
     kept = {out / "earlier-1" / path.name: content for path, content in trained.items()}
     assert contents(out / "earlier-1") == kept
     ckpt = ["--ckpt", out / "earlier-1/ckpt.pt", "--out", tmp_path, "--samples", 2]
-    assert start("sample.py", *ckpt, "--steps", 2).wait() == 0
+    sample.main([*map(str, ckpt), "--steps", "2"])
     first = contents(tmp_path / "direct")
     process = start("sample.py", *ckpt, "--steps", 1000)
     assert until((tmp_path / "direct.partial").exists, process)
