@@ -3,8 +3,9 @@
 All of "Modeling Spatiotemporal Neural Frames for High Resolution Brain Dynamics" (CVPR 2026,
 arXiv 2603.24176), in the order in which data flows through it. It needs torch and nothing else: no
 files, no arguments, no printing. What we added to the paper stands in beyond/, one file per idea.
-Here it left traces only: arguments that the paper's method leaves alone (`encoder`, `positions`,
-`keys_values`, the `abar` of `project`), and `reuse_eps`, which in the paper is False.
+Here it left traces only: arguments that the paper does without (`encoder`, `positions`,
+`eeg_positions`, `keys_values`, `tokens_per_frame`, the `abar` of `project`), and `reuse_eps`, which
+is True by default and in the paper False.
 
     1  EEG encoder         eeg [B,L,C,W] -> h [B,L,d_e]               Section 3.3
     2  linear autoencoder  x [B,K,V] <-> z [B,K,d]                    Section 3.3
@@ -152,8 +153,8 @@ class LinearAutoencoder(nn.Module):
 
 
 class NoiseSchedule:
-    """How much noise there is at each of N steps. Tables are float64, for a product of a thousand
-    factors loses digits in float32, and on the CPU, for not every device has float64.
+    """How much noise there is at each of N steps. Tables are in float64, for a product of a
+    thousand factors loses digits in float32; and on the CPU, for not every device has float64.
 
     beta[n]       variance of the noise that step n adds, linear in n (Eq. 1)
     alpha_bar[n]  product of 1 - beta up to n: from nearly 1, clean, to nearly 0, noise (Eq. 2)
@@ -230,7 +231,7 @@ class Block(nn.Module):
 
     def __init__(self, width, heads):
         super().__init__()
-        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)  # no weights: serves all three
         self.self_attention = Attention(width, heads)
         self.cross_attention = Attention(width, heads)
         self.mlp = nn.Sequential(
@@ -393,8 +394,8 @@ def denoise(eps_model, project, draw, shape, schedule, steps=50, eta=0.0, reuse_
     the next z_n has the truth there; and the network, which attends from every frame to all others,
     sees it when it next answers for those.
 
-    Which eps? At missing frames there is one only. At observed frames the network's own belongs to
-    the z0 before the projection: z_n = sqrt(abar) z0 + sqrt(1 - abar) eps.
+    Which eps? Where a frame is missing, z0 was not moved, and both are the same. Where it was
+    observed, the network's belongs to the z0 before: z_n = sqrt(abar) z0 + sqrt(1 - abar) eps.
 
     False, the paper: solve the same equation again for the z0 after it. (Algorithm 1 does so, and
     does not say it.) That gives eps + sqrt(abar / (1 - abar)) (z0 before - y): a share of the old,
@@ -449,7 +450,7 @@ def sample(
     """`denoise` with the paper's projection and torch's noise: latent frames z of `shape` [B,K,d].
 
     y, mask    InterRecon: latents y [B,K,d], of which the frames where mask, bool [K] or [B,K], is
-               True were observed. Without them the frames come from the EEG alone
+               True were observed. Without mask nothing was: the frames come from the EEG alone
     reuse_eps  the better of two by default; the paper's is False. See `denoise`
     generator  of the noise; its device draws it, so that a seed means the same on any device
     Returns z in the dtype and on the device of y; without y, in float32 where the noise is drawn.
@@ -467,5 +468,5 @@ def sample(
     def project(z0, abar):
         return range_null_projection(z0, y, mask[..., None])  # A = diag(mask) over the frames
 
-    held = None if y is None else project
+    held = None if mask is None else project
     return denoise(eps_model, held, draw, shape, schedule, steps, eta, reuse_eps)

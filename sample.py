@@ -30,8 +30,8 @@ Did the EEG help? Each score stands beside controls, on the same frames:
 
     mean_frame     0 in z-scores: what is known without any data of the test run
     shuffled_eeg   the same model, given the EEG of other blocks of K frames. It is led astray by
-                   it, also by its jumps where blocks meet, and is worse than the mean frame: to
-                   beat it shows that the EEG is *used*, no more
+                   it, also by its jumps where blocks meet, and in direct reconstruction worse
+                   than the mean frame: to beat it shows that the EEG is *used*, no more
     no_null_space  InterRecon without what was observed: what the EEG says by itself
     linear         straight lines between observed frames
     gaussian       the expected frames given the observed ones, without EEG, if latents were a
@@ -136,8 +136,8 @@ class Study:
     def encode_eeg(self, split, cut=lambda eeg: eeg, more=0, block=64):
         """EEG tokens [T,d_e] of a split's frames: the encoder, a block of frames at a time.
 
-        For chapters: two frames more at each end, which their encoder looks at and whose tokens
-        are dropped; and `cut` [1,L+more,C,W] -> [1,L,C,W], for EEG between frames."""
+        Two frames more at each end (repeated at borders) are encoded and dropped: the encoders of
+        chapters look at them. cut [1,L+more,C,W] -> [1,L,C,W]: for EEG between frames."""
         tokens = []
         for low, high in self.splits[split]:
             for i in range(low, high, block):
@@ -174,8 +174,8 @@ def observed(a, study):
 class WindowsApart:
     """How the paper draws: each window of K frames by itself, observed frames held by A^+.
 
-    A frame's `pattern` says what of it was observed: here 0, all, or -1, nothing. (Others, and what
-    stands before `draw`, are there for beyond.WholeRuns, which has the same methods.)
+    A frame's `pattern` is its row of `seen` [.,V]: here 0, all observed, or -1, the last, nothing.
+    (Other patterns, and what stands before `draw`, serve beyond.WholeRuns, with the same methods.)
     """
 
     correction = 1  # of a standard deviation over samples: the usual n - 1
@@ -224,8 +224,8 @@ class WindowsApart:
                     study.model.schedule,
                     steps=a.steps,
                     eta=a.eta,
-                    y=y_here if mask.any() else None,
-                    mask=mask,
+                    y=y_here,
+                    mask=mask if mask.any() else None,
                     reuse_eps=False,
                     generator=self.generator,
                 )
@@ -356,8 +356,8 @@ def frame_scores(x_hat, x):
 def linear_interpolation(anchors, times, fetch):
     """Frames [K,V] at `times`, on straight lines between those at `anchors`, or the nearest.
 
-    Interpolating unit vectors tells what share each anchor has, weight [K,anchors]: so only those
-    that are used need be read (fetch) from a long run."""
+    Column j of weight [K,anchors] interpolates what is 1 at anchor j and 0 at all others: its share
+    in each frame. Anchors without a share are not read (fetch)."""
     units = np.eye(len(anchors))
     weight = np.stack([np.interp(times, anchors, unit) for unit in units], 1)
     used = weight.any(0)
@@ -390,7 +390,7 @@ def run(a, where, folder, on_guess):
     (spread and --calibrate: beyond/calibration; --upsample: beyond/between_frames.)"""
     study = Study(a, where)
     a.frames = a.frames or study.settings["frames"]
-    seen, of_frame = data.patterns(observed(a, study))
+    seen, of_frame = data.patterns(observed(a, study))  # distinct rows; which one a frame has
     sampler = WindowsApart(a, study, seen) if a.paper else beyond.WholeRuns(a, study, seen)
     check_windows(a, study.model)
     spread = None if a.paper or a.samples == 1 else beyond.spread(a, study)
@@ -417,7 +417,8 @@ def run(a, where, folder, on_guess):
             results.add_residual(before, after)
         results.write(recon=mean, truth=x, std=std)
 
-        # Scores: the mean of the samples and one of them, the controls' means, the rivals.
+        # Scores: one sample; each method's mean (the first of its three); rivals. Not the points
+        # between frames.
         guesses = {"neuroframes_1": first, **{method: u for method, (u, _, _) in drawn.items()}}
         guesses = {method: guess[:: a.upsample] for method, guess in guesses.items()}
         for method, guess in {**guesses, **rivals(sampler, timeline, places, x)}.items():

@@ -167,6 +167,21 @@ def test_range_null_projection():
     torch.testing.assert_close(x_hat, A_pinv @ (A @ y) + (torch.eye(4) - A_pinv @ A) @ x)
 
 
+def test_noise_goes_to_the_device_of_y_also_if_nothing_was_observed():
+    """The generator is on the CPU, the network on a device: "meta" stands in for it."""
+    y = torch.empty(2, 3, 4, device="meta", dtype=torch.float64)
+    seen = []
+
+    def eps_model(z_n, n):
+        seen.append((z_n.device.type, n.device.type, z_n.dtype))
+        return z_n
+
+    generator = torch.Generator().manual_seed(0)
+    z = sample(eps_model, y.shape, NoiseSchedule(), steps=2, eta=1, y=y, generator=generator)
+    assert seen == [("meta", "meta", torch.float64)] * 2
+    assert z.device.type == "meta" and z.shape == y.shape
+
+
 def test_sample_keeps_dtype_device_and_what_was_observed():
     schedule = NoiseSchedule()
     visited = []

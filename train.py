@@ -14,8 +14,8 @@ log.jsonl, one object a line.
 
 To skip at a first reading: lines that name `beyond`, whose chapters are what the paper does not
 have (with --preset paper `vary` is False, `shift` 0, `extra` 0.0 and `weight` 1.0, and branches
-that ask for joint, vertex and gaussian are not taken); and lines that name `processes`, which with
-one process do nothing (with `torchrun` they share the work among several).
+that ask for joint, vertex and gaussian are not taken); and what `processes` is for: alone, it hands
+on what it is given (`share_of_mean`: the mean); with torchrun several processes share the work.
 
 What must not leak from the test runs into training? Runs are split as wholes, for windows of one
 run share its slow fluctuations; no window, nor the EEG around it, reaches over the border of a
@@ -70,7 +70,7 @@ SIZES = {  # which of them is taken: see choose_sizes
         "warmup": 0,
         "ema": 0.999,
     },
-    "small": {  # for the synthetic subject and sessions of minutes
+    "small": {  # for fewer: the synthetic subject, sessions of minutes
         "latent_dim": 64,
         "eeg_dim": 128,
         "width": 128,
@@ -103,7 +103,7 @@ def parse(argv=None):
     add("--epochs", type=int, help="passes over the training frames; lower it if time runs out")
     add("--batch-size", type=int, default=32, help="windows a step; lower it if memory runs out")
     add("--lr", type=float, help="peak learning rate")
-    add("--warmup", type=int, help="steps before a cosine decay to 0; 0: a constant rate")
+    add("--warmup", type=int, help="steps of linear rise, under a cosine to 0; 0: constant")
     add("--weight-decay", type=float, default=0.01, help="of AdamW (default: 0.01)")
     add("--ema", type=float, help="decay a step of the averaged weights, which are what is kept")
     add("--no-validation", action="store_true", help="train on that run too, for a known --steps")
@@ -179,7 +179,7 @@ class Batches:
     """
 
     def __init__(self, a, subject, normaliser, splits, latents_of, where):
-        self.a, self.splits, self.where = a, splits, where
+        self.a, self.splits, self.where = a, splits, where  # splits: name -> [(low, high)]
         self.latents_of = latents_of  # rows [B,K] -> z [B,K,d], and their own loss or 0
         self.W = subject.eeg.shape[-1]
         self.read_eeg = memory.reader(subject, normaliser, where)  # rows [B,L] -> [B,L,C,W]
@@ -187,7 +187,7 @@ class Batches:
         self.validation_windows = [window for window in tiles if window.length == a.frames]
 
     def read(self, windows, shift=0):
-        """z, EEG, its times; the latents' loss. shift: see beyond/windows, in the paper 0."""
+        """z, EEG, its times (0: a window's first frame), latents' loss. shift: beyond/windows."""
         more = int(shift > 0)
         rows, eeg_rows, times = data.window_indices(windows, self.a.context, more)
         z, extra = self.latents_of(rows)
@@ -208,7 +208,7 @@ class Batches:
         count = max(WORLD, self.a.batch_size * self.a.frames // K)  # as many frames, whatever K is
         windows = data.draw_windows(self.splits["train"], K, count, rng)
         n = torch.randint(schedule.steps, (count,))
-        eps = torch.randn(count, windows[0].length, d)
+        eps = torch.randn(count, windows[0].length, d)  # K, or less where runs are shorter
         windows, n, eps = processes.share(windows, n, eps)
         processes.seed_dropout(self.a.seed * 1_000_003 + step)  # of encoders that have one
         z, eeg, times, extra = self.read(windows, shift)

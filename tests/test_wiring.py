@@ -841,6 +841,22 @@ def test_the_papers_samples_and_steps(ckpts, tmp_path, monkeypatch):
     assert few.arrays["std"].shape == (80, 64) and few.arrays["std"].min() > 0
 
 
+@pytest.mark.parametrize("flags", [[], ["--gap", 3]])
+def test_the_paper_draws_on_the_device_of_the_network(ckpts, tmp_path, monkeypatch, flags):
+    """What is drawn is like y, also where nothing was observed, and mask says that."""
+    given = []
+    sample = neuroframes.sample
+
+    def wrapped(*rest, y=None, mask=None, **how):
+        given.append((y is not None, mask is not None))
+        return sample(*rest, y=y, mask=mask, **how)
+
+    monkeypatch.setattr(sampling, "sample", wrapped)
+    reconstructed(ckpts, tmp_path, "--paper", "--samples", 1, "--steps", 2, *flags)
+    assert all(y for y, _ in given)
+    assert {mask for _, mask in given} == ({True, False} if flags else {False})
+
+
 def test_the_papers_windows_know_nothing_of_each_other(ckpts, folder, tmp_path):
     flags = "--paper", "--frames", 8
     before = reconstructed(ckpts, tmp_path, *flags, name="plain")
