@@ -70,7 +70,7 @@ class Spread:
             self.sums[name] = self.sums.get(name, 0) + sums(error, claim)
 
     def fit_scale(self, decoded):
-        """From blocks of the validation run, as sample.decoded yields them."""
+        """From blocks of the validation run, as sample.reconstruct yields them."""
         for _, x, mask, drawn in decoded:
             mean, std, _ = drawn["neuroframes"]
             self.add(x, mask, mean, std)
