@@ -133,6 +133,10 @@ class Study:
         """Rows of fmri.npy in z-scores [k,V]."""
         return torch.from_numpy(self.normaliser.zscore(self.subject.fmri[rows]))
 
+    def read_eeg(self, rows):
+        """[k,C,W] of rows of eeg.npy, scaled."""
+        return torch.from_numpy(self.normaliser.eeg(self.subject.eeg[rows])).to(self.device)
+
     def encode_eeg(self, split, cut=lambda eeg: eeg, more=0, block=64):
         """EEG tokens [T,d_e] of a split's frames: the encoder, a block of frames at a time.
 
@@ -142,8 +146,7 @@ class Study:
         for low, high in self.splits[split]:
             for i in range(low, high, block):
                 rows = np.clip(np.arange(i - 2, min(i + block, high) + 2 + more), low, high - 1)
-                eeg = torch.from_numpy(self.normaliser.eeg(self.subject.eeg[rows]))  # [L,C,W]
-                h = self.model.encoder(cut(eeg[None].to(self.device)))  # [1,L,d_e]
+                h = self.model.encoder(cut(self.read_eeg(rows)[None]))  # [1,L,d_e]
                 tokens.append(h[0, 2:-2])
         return torch.cat(tokens)
 
@@ -289,6 +292,8 @@ def draw_split(sampler, timeline, split):
         z = {method: sampler.draw(method, group, y, *given) for method, given in wanted.items()}
         if split == "test" and a.interrecon and beyond:
             z["gaussian"] = sampler.conditional(group, y, pattern)
+        if split == "test" and getattr(sampler, "linear", None) is not None:
+            z["linear_gaussian"] = sampler.conditional(group, y, pattern, h)
 
         # Block by block, from here on in the first process only.
         begin = group[0][0]

@@ -57,6 +57,7 @@ PAPER = {  # the paper's choice, where a flag of beyond/ (--eeg-encoder ...) off
     "loss": "latent",
     "context": 0,
     "vary": False,
+    "closed_form": False,
 }
 ENOUGH = 10_000  # training frames, from which on the paper's sizes fit
 SIZES = {  # which of them is taken: see choose_sizes
@@ -125,7 +126,8 @@ def choose_sizes(a, training_frames):
     for name, value in SIZES["large" if fits else "small"].items():
         if getattr(a, name) is None:
             setattr(a, name, value)
-    a.steps = a.steps or max(1, a.epochs * training_frames // (a.frames * a.batch_size))
+    if a.steps is None:
+        a.steps = max(1, a.epochs * training_frames // (a.frames * a.batch_size))
 
 
 # ---- What the loop is given ------------------------------------------------------------
@@ -165,7 +167,7 @@ def build(a, subject, latent_dim):
     config |= {name: getattr(a, name) for name in names}
     network = NeuroFrames
     if beyond:
-        network, config = beyond.network.choose(a, subject.tr, config)
+        network, config = beyond.network.choose(a, subject, config)
     with blaming(a, "width", "heads", "tokens_per_frame"):  # if they do not fit, name the flag
         return network(**config), config
 
@@ -181,7 +183,7 @@ class Batches:
     def __init__(self, a, subject, normaliser, splits, latents_of, where):
         self.a, self.splits, self.where = a, splits, where  # splits: name -> [(low, high)]
         self.latents_of = latents_of  # rows [B,K] -> z [B,K,d], and their own loss or 0
-        self.W = subject.eeg.shape[-1]
+        self.frames, _, self.W = subject.eeg.shape
         self.read_eeg = memory.reader(subject, normaliser, where)  # rows [B,L] -> [B,L,C,W]
         tiles = data.tile(splits["val"], a.frames)
         self.validation_windows = [window for window in tiles if window.length == a.frames]
@@ -306,10 +308,11 @@ def prepare(a, where, run):
             return z_all[torch.from_numpy(rows).to(where)], 0.0
 
     model, config = build(a, subject, autoencoder.latent_dim)
-    if a.prior == "gaussian":
-        model.prior.fit([z_all[low:high] for low, high in splits["train"]])
-
     batches = Batches(a, subject, normaliser, splits, latents_of, where)
+    if a.prior == "gaussian" or a.closed_form:
+        z = [z_all[low:high] for low, high in splits["train"]]
+        model.fit(a, subject, splits["train"], z, batches.read_eeg)
+
     names = "mean", "std", "eeg_scale"
     statistics = {name: torch.from_numpy(getattr(normaliser, name)) for name in names}
     ckpt = {"config": config, "normaliser": statistics, "subject": os.path.abspath(subject.folder)}
@@ -336,6 +339,11 @@ def train(a, where, run):
     # mean is taken.
     losses_of = processes.parallel(functools.partial(window_losses, model, weight), model)
     run.begin(model=model, averaged=averaged, autoencoder=autoencoder, optimizer=optimizer)
+    weights = {"model": averaged.state_dict(), "autoencoder": autoencoder.state_dict()}  # views
+    if a.closed_form:
+        expected = beyond.stacked.expected(model, batches)
+    if a.steps == 0:  # the closed form alone
+        run.keep(**ckpt, **weights)
 
     for step in run.steps():
         # Windows, diffusion steps and noise, and Eq. 3 on them. On GPUs that can, in bfloat16.
@@ -360,7 +368,8 @@ def train(a, where, run):
             val_loss = validate(averaged, weight, batches)
             run.log(val_loss, learning_rate(a, step))
             if run.is_best(val_loss):  # the lowest so far; without a validation run always
-                weights = {"model": averaged.state_dict(), "autoencoder": autoencoder.state_dict()}
+                if a.closed_form:
+                    beyond.stacked.fit(averaged, expected, batches)
                 run.keep(**ckpt, **weights)  # ckpt.pt
             run.save()  # last.pt, for --resume
     run.report()

@@ -25,7 +25,9 @@ from . import (
     calibration,
     gaussian_prior,
     joint,
+    linear_gaussian,
     network,
+    stacked,
     velocity,
     vertex_loss,
     weighted_projection,
@@ -43,8 +45,9 @@ TINY = {
     "loss": "latent",
     "context": 6,
     "vary": True,
+    "closed_form": False,
 }
-__all__ = ["WholeRuns", "joint", "kinds", "network", "spread", "vertex_loss", "windows"]
+__all__ = ["WholeRuns", "joint", "kinds", "network", "spread", "stacked", "vertex_loss", "windows"]
 
 
 def add_training_flags(add):
@@ -52,6 +55,7 @@ def add_training_flags(add):
     for chapter in (band_power, velocity, gaussian_prior, vertex_loss, joint):
         chapter.add_flags(add)
     windows.add_flags(add, argparse.BooleanOptionalAction)
+    linear_gaussian.add_flags(add, argparse.BooleanOptionalAction)
 
 
 def add_sampling_flags(add):

@@ -15,6 +15,7 @@ from . import (
     computed_once,
     gaussian_prior,
     opposite_pairs,
+    stacked,
     weighted_projection,
     whole_runs,
 )
@@ -43,10 +44,13 @@ class WholeRuns:
 
         rows = torch.from_numpy(seen[:-1])
         self.whole = rows.all(1)  # [patterns but the last]
-        self.prior = getattr(study.model, "prior", None)
+        self.linear = getattr(study.model, "linear", None)
+        self.prior = getattr(study.model, "prior", None)  # of latents, without EEG
         if self.prior is None and a.interrecon:  # the control, and the weights of the projection
             self.prior = gaussian_prior.GaussianPrior(study.autoencoder.latent_dim)
             self.prior.fit(training_latents(study))
+        # What the EEG leaves open has less covariance than latents have.
+        self.left = self.prior if self.linear is None else self.linear.residual
         self.observation = None
         if (rows.any(1) & ~self.whole).any():
             some = some_training_frames(study)
@@ -62,14 +66,19 @@ class WholeRuns:
         return [stretches[i : i + count] for i in range(0, len(stretches), count)]
 
     def encode_eeg(self, split):
-        """EEG tokens [T,points,d_e] of a split's frames, those of one frame cut TR / points
-        apart."""
-        points, W = self.a.upsample, self.study.subject.eeg.shape[-1]
-        tokens = [self.study.encode_eeg(split)]
-        for j in range(1, points):
-            late = functools.partial(cut, samples=round(j * W / points))
-            tokens.append(self.study.encode_eeg(split, late, more=1))
-        return torch.stack(tokens, 1)
+        """What the EEG says of a split's frames, [T,points,d_e], at times TR / points apart: tokens;
+        and with a closed form, whose mean it says, [T,points,d_e + d]."""
+        study, points = self.study, self.a.upsample
+        found = []
+        for j in range(points):
+            late = round(j * study.subject.eeg.shape[-1] / points)  # samples
+            h = study.encode_eeg(split, functools.partial(cut, samples=late), more=1)
+            if self.linear is not None:
+                runs = study.splits[split]
+                m = [self.linear.expected(study.read_eeg, *run, late) for run in runs]
+                h = torch.cat([h, torch.cat(m)], -1)
+            found.append(h)
+        return torch.stack(found, 1)
 
     def latents(self, x, pattern):
         """A^T y [n,d] of frames x [n,V] that were observed in one pattern."""
@@ -77,16 +86,17 @@ class WholeRuns:
             return self.study.autoencoder.encode(x)
         return self.observation.latents(x, pattern)
 
-    def project_of(self, patterns, weighted):
-        """(z0, y, abar) -> z0 for a window whose points were observed in these patterns [K]."""
+    def project_of(self, patterns, prior):
+        """(z0, y, abar) -> z0 for a window whose points were observed in these patterns [K],
+        weighted by a prior's covariance, if not None."""
         times = torch.arange(len(patterns)) / self.a.upsample
         if any(p >= 0 and not self.whole[p] for p in patterns):
-            if weighted:
-                return self.observation.weighted_projection(patterns, self.prior, times)
+            if prior is not None:
+                return self.observation.weighted_projection(patterns, prior, times)
             return self.observation.projection(patterns)
         seen = torch.tensor(patterns) >= 0  # [K] whole, or not at all
-        if weighted:
-            return weighted_projection.weighted_projection(self.prior, seen, times)
+        if prior is not None:
+            return weighted_projection.weighted_projection(prior, seen, times)
         return lambda z0, y, abar: range_null_projection(z0, y, seen[:, None].to(y.device))
 
     def runs(self, stretches):
@@ -117,38 +127,53 @@ class WholeRuns:
         """z [S,B,T points,d] of B runs of one length: y [B,T,d], pattern [T], h
         [B,T,points,d_e]."""
         a, study, S = self.a, self.study, self.a.samples
-        weighted = a.projection == "weighted"
+        prior = self.left if a.projection == "weighted" else None
 
-        def model_of(tokens, times):  # [B,points,L,d_e], [B,L]
+        context = study.settings["context"]
+
+        def model_of(h, times):  # [B,points,L,d_e or d_e + d], [B,L]
+            d_e = study.settings["eeg_dim"]
             if a.upsample == 1:
-                return computed_once.once(study.model, tokens[:, 0], times)
-            return between_frames.eps_model(study.model, tokens, times)
+                network = computed_once.once(study.model, h[:, 0, :, :d_e], times)
+            else:
+                network = between_frames.eps_model(study.model, h[..., :d_e], times)
+            if self.linear is None:
+                return network
+            m = h[:, :, context : context + windows.K, d_e:]  # [B,points,K,d]
+            m = m.transpose(1, 2).flatten(1, 2)  # [B,K points,d]
+            points = torch.arange(m.shape[1]) / a.upsample
+            return stacked.stacked(study.model, network, m, points)
 
         in_batches = functools.partial(study.in_batches, a.batch_size)
-        eps = windows.eps_model(model_of, h, study.settings["context"], S, in_batches)
+        eps = windows.eps_model(model_of, h, context, S, in_batches)
 
         def eps_model(z_n, n):
             bar.update()
             return eps(z_n, n)
 
-        project_of = functools.partial(self.project_of, weighted=weighted)
+        project_of = functools.partial(self.project_of, prior=prior)
         project = windows.project(project_of, pattern, y.to(study.device))
         noise = opposite_pairs.draw(self.generator, study.device, S)
         B, T, d = y.shape
         shape, schedule = (S * B, T * a.upsample, d), study.model.schedule
         # Weighted, z0 is a posterior mean, and the eps that belongs to it is its own.
-        z = denoise(eps_model, project, noise, shape, schedule, a.steps, a.eta, not weighted)
+        z = denoise(eps_model, project, noise, shape, schedule, a.steps, a.eta, prior is None)
         return z.cpu().unflatten(0, (S, B))
 
-    def conditional(self, stretches, y, pattern):
-        """The Gaussian conditional mean of the frames given y, without EEG: z [1,T points,d]."""
+    def conditional(self, stretches, y, pattern, h=None):
+        """The Gaussian conditional mean of the frames given y, z [1,T points,d]: without EEG; or,
+        with h of all frames as of `encode_eeg`, around what the closed form expects."""
         begin = stretches[0][0]
         d = y.shape[-1]
         points = self.a.upsample
         z = torch.zeros(1, stretches[-1][1] - begin, points, d)
-        project_of = functools.partial(self.project_of, weighted=True)
+        prior = self.prior if h is None else self.left
+        project_of = functools.partial(self.project_of, prior=prior)
         for k, windows in self.runs(stretches):
-            guess = torch.zeros(*k.shape[:1], k.shape[1] * points, d, device=self.study.device)
+            guess = torch.zeros(*k.shape, points, d, device=self.study.device)
+            if h is not None:
+                guess = h[k][..., -d:]  # m
+            guess = guess.flatten(1, 2)
             project = windows.project(project_of, pattern[k[0]], y[k].to(self.study.device))
             if project is not None:
                 guess = project(guess, 0.0)  # abar 0: z_n says nothing, only y does

@@ -7,32 +7,52 @@ import torch
 
 from neuroframes import EEGEncoder, NeuroFrames
 
-from . import band_power, gaussian_prior, velocity
+from tools.ranks import say
+
+from . import band_power, gaussian_prior, linear_gaussian, stacked, velocity
 
 
-def choose(a, tr, config):
+def choose(a, subject, config):
     """(class of the networks, what it is made with): the paper's with its `config`, if train.py's
-    flags a ask for them; else Network, and what chapters need. tr: seconds a frame."""
+    flags a ask for them; else Network, and what chapters need."""
     chapters = {}
     if a.eeg_encoder == "bandpower":
-        chapters["encoder_settings"] = band_power.settings(a, tr)
+        chapters["encoder_settings"] = band_power.settings(a, subject.tr)
     if a.predict == "v":
         chapters["predict"] = "v"
     if a.prior == "gaussian":
         chapters["prior"] = True
+    if a.closed_form:
+        chapters["linear"] = linear_gaussian.settings(config, subject)
     return Network if chapters else NeuroFrames, {**config, **chapters}
 
 
 class Network(NeuroFrames):
     """The paper's networks, with band power for convolutions, v for eps, a prior for a start."""
 
-    def __init__(self, encoder_settings=None, predict="eps", prior=False, **sizes):
+    def __init__(self, encoder_settings=None, predict="eps", prior=False, linear=None, **sizes):
         encoder = EEGEncoder
         if encoder_settings is not None:
             encoder = functools.partial(band_power.BandPowerEncoder, **encoder_settings)
         super().__init__(**sizes, encoder=encoder)
         self.predict = predict
-        self.prior = gaussian_prior.GaussianPrior(sizes["latent_dim"]) if prior else None
+        d = sizes["latent_dim"]
+        self.prior = gaussian_prior.GaussianPrior(d) if prior else None
+        self.linear = None
+        if linear is not None:
+            self.linear = linear_gaussian.LinearGaussian(d, **linear)
+            self.register_buffer("share", torch.ones(stacked.LEVELS, d))  # of the closed form
+
+    def fit(self, a, subject, segments, z, read):
+        """What is known in closed form, from latents z, a list of [t,d] of the training segments.
+        read: rows -> EEG. Says what it found."""
+        if self.prior is not None:
+            self.prior.fit(z)
+        if self.linear is not None:
+            say(self.linear.fit(read, segments, z, subject.tr, linear_gaussian.delay(subject)))
+            if a.steps:
+                share = 0.5 if a.share is None else torch.tensor(a.share)
+                self.share.copy_(share)  # before a validation run tells, or as another one told
 
     def with_prior(self, out, z_n, n, times):
         """The transformer's answer [B,K,d] at times [K], the prior's added: eps, or v."""

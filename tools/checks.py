@@ -54,11 +54,12 @@ def settle_training(a, paper, beyond):
     train.py that need no data to be checked. paper: what they are in the paper; beyond: the
     chapters, or None."""
     a.data = a.data and os.path.abspath(a.data)
+    a.share = None  # of the closed form; see beyond/stacked
     a.preset = a.preset or ("paper" if a.data else "tiny")
     check_positive(a, "frames", "latent_dim", "eeg_dim", "tokens_per_frame", "depth", "heads")
-    check_positive(a, "width", "steps", "epochs", "batch_size", "lr")
+    check_positive(a, "width", "epochs", "batch_size", "lr")
     check_range(a, 0, 1, "ema")
-    check_range(a, 0, 10**9, "warmup", "weight_decay", "seed")
+    check_range(a, 0, 10**9, "warmup", "weight_decay", "seed", "steps")
     if beyond is None:
         if a.preset != "paper":
             fail("--preset paper is missing: without the folder beyond/ there is no other")

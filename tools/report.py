@@ -163,6 +163,7 @@ NAMES = {
     "mean_frame": "mean training frame",
     "linear": "linear interpolation",
     "gaussian": "Gaussian conditional",
+    "linear_gaussian": "linear-Gaussian, with EEG",
     "ceiling": "all that the EEG can tell",
 }
 
