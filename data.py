@@ -33,6 +33,7 @@ from tools.errors import fail, script
 # ---- 1. A synthetic subject, whose truth is known --------------------------------------
 
 STEP = 0.1  # seconds from one simulated value of the sources' power to the next
+TR = 0.8  # seconds from one of its frames to the next
 
 
 def hrf(t):
@@ -96,7 +97,7 @@ def synthetic(
        guess of one who knows all that the EEG tells.
     """
     rng = np.random.default_rng(seed)
-    tr, delay = 0.8, 4.0  # seconds
+    tr, delay = TR, 4.0  # seconds
     volumes = frames + math.ceil(
         delay / tr
     )  # the first ones come before their EEG, and are dropped
@@ -140,7 +141,7 @@ def synthetic_run(rng, brain, volumes, tr, fs, delay):
     ticks = np.arange(-30.0, volumes * tr, STEP)  # s; the response settles before the first volume
     sources = len(brain.maps)
     amplitude = np.exp(0.5 * slow_noise(rng, len(ticks), sources, 2.0, STEP))  # [ticks,sources]
-    bold = synthetic_bold(rng, brain, ticks, amplitude, volumes, tr)
+    bold = synthetic_bold(rng, brain, ticks, amplitude**2, volumes, tr)
     samples = round(volumes * tr * fs)
     eeg = synthetic_eeg(rng, brain, ticks, amplitude, samples, fs)  # [C,samples]
 
@@ -149,10 +150,10 @@ def synthetic_run(rng, brain, volumes, tr, fs, delay):
     return {"first": first, "eeg": windows, **{name: x[first:] for name, x in bold.items()}}
 
 
-def synthetic_bold(rng, brain, ticks, amplitude, volumes, tr):
-    """BOLD of the sources' power, in scanner units: as scanned, driven, between [volumes,V]."""
+def synthetic_bold(rng, brain, ticks, power, volumes, tr):
+    """BOLD of power [ticks,sources], in scanner units: as scanned, driven, between [volumes,V]."""
     response = hrf(np.arange(0, 30, STEP)) * STEP
-    bold = [np.convolve(power, response)[: len(ticks)] for power in (amplitude**2).T]
+    bold = [np.convolve(column, response)[: len(ticks)] for column in power.T]
     bold = at_times(np.arange(2 * volumes) * tr / 2, ticks, np.stack(bold, 1))  # every half TR
     driven = ((bold - 1.65 * response.sum()) / 1.65) @ brain.maps  # [2 volumes,V]; 1.65: E[power]
 
