@@ -2,6 +2,7 @@
 and the whole table."""
 
 import argparse
+import contextlib
 import json
 import os
 import time
@@ -9,16 +10,20 @@ import time
 import baselines
 import between
 import decoder_frames
+import growth
 import numpy as np
 import pytest
 import stitching
+import subjects
 import table
 import torch
 from conftest import SMALL, command
 
 import data
+import sample
 import train
 from recordings import prepared
+from tools.errors import Problem
 
 # ---- Scores ----------------------------------------------------------------------------
 
@@ -327,3 +332,193 @@ def test_four_ways_to_make_runs_from_windows(tiny, tmp_path, monkeypatch, capsys
     for mse, _, _, _, mse_with_anchors, _, r_with_anchors, _ in rows.values():
         assert mse_with_anchors < 0.5 * mse and r_with_anchors > 0.3
     assert rows["independent"][3] > 3 and abs(rows["blended"][3] - 1) < 0.5
+
+
+# ---- Subjects that differ in one thing; networks that grow ------------------------------
+
+
+class InProcess(subjects.Scripts):
+    """Scripts called in this process, which is faster; those called are counted."""
+
+    calls = []
+
+    def wait_for(self, argv, log):
+        name, *flags = argv
+        name = os.path.basename(name)
+        self.calls.append(name)
+        main = {"train.py": train.main, "sample.py": sample.main}[name]
+        try:
+            with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+                main(flags)
+        except SystemExit as error:
+            return error.code
+        return 0
+
+
+class Stopped(InProcess):
+    def wait_for(self, argv, log):
+        return 143
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    monkeypatch.setattr(InProcess, "calls", [])
+    monkeypatch.setattr(subjects, "Scripts", InProcess)
+
+
+QUICK = "--sample", "--steps 2 --samples 2", "--device", "cpu"
+
+
+def test_subjects_differ_in_one_thing(tmp_path):
+    """In that, and in nothing else."""
+    first = subjects.Variant("first", 60, runs=3)
+
+    def made(name, **other):
+        subjects.make(first._replace(**other), str(tmp_path / name), seed=3)
+        return data.Subject(str(tmp_path / name))
+
+    plain = made("plain")
+    fmri = plain.fmri[:]
+    eeg = plain.eeg[:]
+    driven = plain.driven[:]
+    assert fmri.shape == (390, 576) and eeg.shape == (390, 16, 80) and plain.tr == 0.8
+    stretches = {s: plain.segments(s) for s in ("train", "val", "test")}
+    tested = [(low, low + 30) for low in range(90, 390, 30)]
+    assert stretches == {"train": [(0, 30), (30, 60)], "val": [(60, 90)], "test": tested}
+
+    # Of log power BOLD has the same noise, from the same EEG; the log is symmetric.
+    log = made("log", bold=subjects.bold_of_log_power)
+    assert np.array_equal(log.eeg, eeg)
+    assert np.allclose(log.fmri - log.driven, fmri - driven, atol=1e-2)
+    wandering = [x[:] - x[:].mean(0) for x in (driven, log.driven)]
+    assert 0.5 < np.corrcoef(*(x.ravel() for x in wandering))[0, 1] < 0.95
+    skewness = [abs((x**3).mean(0) / x.std(0) ** 3).mean() for x in wandering]
+    assert skewness[1] < 0.7 * skewness[0]
+
+    other = made("other", stranger=True)
+    of_other = subjects.simulated(first, 1003)[0]["eeg"]
+    assert np.array_equal(other.fmri, fmri) and np.array_equal(other.eeg, of_other)
+    assert not np.array_equal(of_other, eeg) and other.driven is None
+
+    slow = made("slow", tr=2.0)
+    assert slow.tr == slow.meta["tr"] == 2 and slow.eeg.shape == (390, 16, 200)
+    few = made("few", channels=4)
+    assert few.eeg.shape == (390, 4, 80)
+
+    drifting = made("ramp", change=subjects.ramp)
+    assert np.array_equal(drifting.eeg, eeg)
+    for low, high in plain.runs:  # a line in each run, and no more
+        added = drifting.fmri[low:high] - fmri[low:high]
+        assert np.abs(np.diff(added, 2, axis=0)).max() < 1e-2 < np.abs(np.diff(added, axis=0)).max()
+
+    popping = made("pop", change=subjects.pop)
+    changed = np.argwhere(popping.eeg != eeg)
+    assert np.array_equal(popping.fmri, fmri) and len(changed) == 20
+    assert set(changed[:, 1]) == {0} and changed[:, 0].max() < 30 == plain.runs[0][1]
+    assert np.allclose(popping.eeg[tuple(changed.T)], 1000 * eeg[:, 0].std())
+
+
+def test_table_of_subjects_goes_on_where_it_was_stopped(tmp_path, monkeypatch, in_process, capsys):
+    flags = "--out", tmp_path, "--only", "frames-300", "one-run", *QUICK
+    flags += "--train", " ".join([*SMALL, "--frames 10 --steps 2"])
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(subjects, "Scripts", Stopped)
+        command(monkeypatch, subjects, *flags)
+    assert "the same command goes on" in capsys.readouterr().err
+    assert not (tmp_path / "results.jsonl").exists()
+
+    monkeypatch.setattr(data, "synthetic", dies)  # the subjects are there by now
+    command(monkeypatch, subjects, *flags)
+    assert sorted(InProcess.calls) == ["sample.py"] * 4 + ["train.py"] * 2
+    command(monkeypatch, subjects, *flags)
+    assert len(InProcess.calls) == 6
+    capsys.readouterr()
+
+    heading, _, *rows = (tmp_path / "subjects.md").read_text(encoding="utf-8").splitlines()
+    names = [cell.strip() for cell in heading.split("|")[1:-1]]
+    cells = [dict(zip(names, map(str.strip, row.split("|")[1:-1]))) for row in rows[:2]]
+    assert [row["subject"] for row in cells] == ["frames-300", "one-run"]
+    metrics = json.loads((tmp_path / "frames-300/gap-9/interrecon/metrics.json").read_text())
+    assert metrics["gap"] == 9
+    whole = metrics["scores"]["neuroframes"]["whole"]
+    expected = f"{whole['mse']['mean']:.3f}, {whole['r']['mean']:.3f}"
+    assert cells[0]["gap-9: neuroframes"] == expected
+    assert all(cells[0][name] for name in ("direct: ceiling", "gap-2: gaussian", "worst"))
+    assert cells[0]["sample.py says"].startswith(("The EEG", "Too few"))
+    assert not cells[1]["direct: neuroframes"]
+    said = cells[1]["sample.py says"]
+    assert said.startswith("error: ") and "no test frames" in said
+
+    with pytest.raises(SystemExit):
+        command(monkeypatch, subjects, *flags, "--seed", 1)
+    assert "name another --out" in capsys.readouterr().err
+
+
+def test_a_row_of_subjects():
+    """What is better than the network, in which mode, and how often a stranger's EEG helped."""
+    mse = {"neuroframes": 0.6, "linear_gaussian": 0.5, "mean_frame": 1.0}
+    scores = {name: {"whole": {"mse": {"mean": x}, "r": {"mean": 0.4}}} for name, x in mse.items()}
+    ceiling = {"whole": {"mse": 0.3, "r": 0.7, "cos": 0.7}}
+    direct = subjects.whole_brain({"scores": scores, "ceiling": ceiling})
+    assert direct["linear_gaussian"] == (0.5, 0.4) and direct["ceiling"] == (0.3, 0.7)
+    gap = {"neuroframes": (0.3, 0.8), "gaussian": (0.4, 0.7), "linear": (0.1, 0.9)}
+    assert subjects.worst({"direct": direct, "gap-2": gap}) == pytest.approx(1.2)
+    assert subjects.worst({"gap-2": gap}) == pytest.approx(0.75)
+    assert subjects.worst({}) is None
+
+    p = {"direct": 0.04, "gap-2": 0.5, "gap-9": None}
+    common = {"worst": 1.2, "said": "so it is", "seconds": {"train": 61.2, "sample": 4}}
+    row = {"name": "other-0", "scores": {"direct": direct, "gap-2": gap}, "p": p, **common}
+    text = subjects.line(row)
+    assert text.startswith("| other-0 | 0.600, 0.400 | 0.500, 0.400 | 1.000, 0.400 |  | 0.300, ")
+    assert text.endswith("| 0.040, 0.500 | 1.20 | 61 | 4 | so it is |")
+    assert text.count("|") == subjects.heading().split("\n")[0].count("|")
+    said = subjects.strangers({"other-0": row, "other-1": {"p": {"direct": 0.2}}, "log": {"p": p}})
+    assert "direct 1 of 2, gap-2 0 of 1, gap-9 0 of 0." in said
+
+
+def test_scripts_run_once_and_training_resumes(tmp_path):
+    scripts = subjects.Scripts()
+    path = str(tmp_path / "sub" / "sample")
+    found = scripts.run(path, "sample.py", "--ckpt", tmp_path / "none.pt")
+    assert found["status"] == 2 and found["seconds"] > 0
+    assert found["said"].startswith("error: ") and "none.pt" in found["said"]
+    scripts.stop()
+    assert scripts.run(path, "sample.py") == found  # as it was
+    with pytest.raises(Problem, match="goes on"):
+        scripts.run(path + "-2", "sample.py")
+
+    asked = []
+    scripts.run = lambda path, *argv: asked.append(argv)
+    subjects.trained(scripts, str(tmp_path), "--data", "s")
+    (tmp_path / "last.pt").touch()
+    subjects.trained(scripts, str(tmp_path), "--data", "s")
+    expected = "train.py", "--out", str(tmp_path), "--data", "s"
+    assert asked == [expected, (*expected, "--resume")]
+
+
+def test_growth_trains_on_parts_of_one_subject(tmp_path, monkeypatch, in_process):
+    monkeypatch.setattr(growth, "RUN", 30)
+    given = [*SMALL, "--preset", "tiny"]
+    for name in ("--width", "--depth"):  # what the table is about
+        at = given.index(name)
+        del given[at : at + 2]
+    flags = "--out", tmp_path, "--frames", 24, 90, "--widths", 8, 16, "--depths", 1
+    flags += "--epochs", 1, "--train", " ".join(given), *QUICK
+    command(monkeypatch, growth, *flags)
+    whole = data.Subject(str(tmp_path / "subject-90"))
+    for frames, stretches in ((24, [(0, 12), (30, 42)]), (90, [(0, 30), (30, 60), (60, 90)])):
+        part = data.Subject(str(tmp_path / f"frames-{frames}"))
+        assert part.segments("train") == stretches
+        for split in ("val", "test"):
+            assert part.segments(split) == whole.segments(split) != []
+        assert np.array_equal(part.fmri, whole.fmri)
+    results = subjects.read_results(tmp_path)
+    sizes = [[24, 8, 1], [24, 16, 1], [90, 8, 1], [90, 16, 1]]
+    assert sorted(result["sizes"] for result in results.values()) == sizes
+    log = (tmp_path / "90-16-1" / "log.jsonl").read_text().splitlines()
+    best = min(json.loads(text)["val_loss"] for text in log)
+    assert results["90-16-1"]["val_loss"] == best
+    text = (tmp_path / "growth.md").read_text(encoding="utf-8")
+    rows = [text.index(f"| {frames} | {width} | 1 |") for frames, width, _ in sizes]
+    assert rows == sorted(rows) and f"| {best:.4f} |" in text
