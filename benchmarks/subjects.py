@@ -155,7 +155,9 @@ class Scripts:
     """Runs scripts, each only once, and stops all at once."""
 
     def __init__(self):
-        self.running, self.stopped, self.lock = set(), False, threading.Lock()
+        self.running = set()
+        self.stopped = False
+        self.lock = threading.Lock()
 
     def run(self, path, name, *flags):
         """{"status", "seconds", "said"} of a script, now or when it ran before: in path.json. What
