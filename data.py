@@ -7,7 +7,7 @@ A *prepared subject* is a folder whose arrays train.py and sample.py map into me
     fmri.npy           [T,V]    raw units; frame t of all runs, one after another
     eeg.npy            [T,C,W]  eeg[t] is the EEG window paired with frame t; any units, no offset
     subject.json       tr (s), fs (Hz), delay (s), runs [[start, stop], ...] in frames, first_volume
-                       of each run, optional split {"train": [...], "test": [...]}, checksums
+                       of each run, optional split {"train": [...], "val": ..., "test": ...}, checksums
     space.dscalar.nii  optional: its brain-model axis says where each of the V vertices lies
     rois.npz           optional: region name -> bool [V]
     driven.npy         synthetic only: the part of fmri.npy that its EEG's sources cause [T,V]
@@ -259,9 +259,10 @@ class Subject:
 
         Splits are by whole runs, because windows of one run share its slow fluctuations. The last
         fifth of the runs (rounded down, at least one) is the test set; of three or more training
-        runs the last is for validation, unless validation=False gives it back. A split in
-        subject.json goes first; frames in no part of it (censored, say) are not used, and end a
-        stretch.
+        runs the last is for validation. A split in subject.json goes first, and where it names
+        validation frames, there are no others; frames in no part of it (censored, say) are not
+        used, and end a stretch. validation=False: what would be for validation, also what the
+        split names, is for training.
         """
         given = self.meta.get("split")
         label = np.full(len(self.fmri), "train" if given is None else "none", "U5")  # [T]
@@ -272,7 +273,9 @@ class Subject:
                 label[start:stop] = "test"
 
         training = [run for run in self.runs if (label[slice(*run)] == "train").any()]
-        if validation and len(training) >= 3:
+        if not validation:
+            label[label == "val"] = "train"
+        elif "val" not in label and len(training) >= 3:
             last = label[slice(*training[-1])]  # a view: what is written to it is in label
             last[last == "train"] = "val"
 

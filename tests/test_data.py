@@ -63,6 +63,18 @@ def test_splits_are_whole_runs(tiny):
     assert subject.segments("val") == [(240, 290)]
 
 
+def test_validation_frames_that_a_split_names_are_all_there_are(tiny):
+    """With validation=False they are training frames, where they lie and nowhere else."""
+    subject = data.Subject(tiny)
+    frames = {"train": range(200), "val": range(200, 240), "test": range(250, 300)}
+    subject.meta["split"] = {part: list(rows) for part, rows in frames.items()}
+    assert subject.segments("val") == [(200, 240)]
+    assert subject.segments("train") == [(0, 60), (60, 120), (120, 180), (180, 200)]
+    assert not subject.segments("val", validation=False)
+    assert subject.segments("train", validation=False)[-1] == (180, 240)
+    assert subject.segments("test", validation=False) == [(250, 300)] == subject.segments("test")
+
+
 def test_normaliser_uses_the_given_frames_and_spares_constant_vertices(tiny, monkeypatch):
     subject = data.Subject(tiny)
     monkeypatch.setattr(data.Subject, "fmri", np.array(subject.fmri))
