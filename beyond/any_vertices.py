@@ -111,13 +111,16 @@ class Observation:
         systems = [self.systems[p] for p in patterns]
         A = [a for a, _ in systems]
         noise = torch.block_diag(*(R for _, R in systems))  # [M,M], M = sum of r
+        # A millionth of W's own scale, which is tiny at the last steps, keeps nearly equal frames
+        # from making the system singular, and moves no frame that was seen whole.
 
         def project(z0, y, abar):
             W = posterior(prior, times, abar)  # [d,K,K]
             WA = [W[..., k].T[..., None] * a.T for k, a in enumerate(A)]  # [K,d,r] each
             WA = torch.cat(WA, -1)  # [K,d,M]
-            AWA = torch.cat([a @ u for a, u in zip(A, WA)]) + noise  # [M,M]
-            gain = WA.flatten(0, 1) @ torch.linalg.inv(AWA + 1e-6 * torch.eye(len(AWA)))  # [Kd,M]
+            AWA = torch.cat([a @ u for a, u in zip(A, WA)])  # [M,M]
+            jitter = 1e-6 * AWA.diagonal().diag()  # [M,M]
+            gain = WA.flatten(0, 1) @ torch.linalg.inv(AWA + jitter + noise)  # [Kd,M]
             error = [u @ a.T.to(u) for u, a in zip((y - z0).unbind(1), A)]
             error = torch.cat(error, -1)  # [B,M] y - A z0
             return z0 + (error @ gain.to(z0).T).view_as(z0)

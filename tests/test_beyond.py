@@ -170,6 +170,24 @@ def test_any_linear_observation():
     assert np.abs(error).max() < 0.1 * np.abs(exact).max()  # R is measured on 4,000 frames
 
 
+def test_frames_seen_whole_are_exact_at_every_step_beside_frames_seen_in_part():
+    """Also at n = 0, where W is a ten-thousandth of what it is at first."""
+    rng = np.random.default_rng(0)
+    K, d, V = 6, 3, 9
+    autoencoder, _, _ = correlated_autoencoder(rng, V, d)
+    rows = torch.tensor([[True] * 9, [True] * 4 + [False] * 5])
+    frames = torch.from_numpy(rng.standard_normal((400, V))).float()
+    observation = any_vertices.Observation(autoencoder, rows, frames)
+    kinds = [0, 1, -1, 0, 1, -1]
+    prior = prior_of(smooth_covariance(K), d)
+    held = observation.weighted_projection(kinds, prior, torch.arange(K))
+    z0 = torch.from_numpy(rng.standard_normal((2, K, d)))
+    y = torch.from_numpy(rng.standard_normal((2, K, d)))
+    for abar in (0.0, *NoiseSchedule().alpha_bar[[999, 500, 20, 0]].tolist()):
+        moved = held(z0, y, abar)
+        torch.testing.assert_close(moved[:, [0, 3]], y[:, [0, 3]], atol=1e-4, rtol=0)
+
+
 def test_what_is_observed_of_frames_and_of_vertices_goes_together(tmp_path):
     rows = np.zeros((4, 6), bool)
     rows[0] = True
