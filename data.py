@@ -7,7 +7,8 @@ A *prepared subject* is a folder whose arrays train.py and sample.py map into me
     fmri.npy           [T,V]    raw units; frame t of all runs, one after another
     eeg.npy            [T,C,W]  eeg[t] is the EEG window paired with frame t; any units, no offset
     subject.json       tr (s), fs (Hz), delay (s), runs [[start, stop], ...] in frames, first_volume
-                       of each run, optional split {"train": [...], "val": ..., "test": ...}, checksums
+                       of each run, checksums, optional split {"train": [...], "test": [...]},
+                       in which there may be a "val" as well
     space.dscalar.nii  optional: its brain-model axis says where each of the V vertices lies
     rois.npz           optional: region name -> bool [V]
     driven.npy         synthetic only: the part of fmri.npy that its EEG's sources cause [T,V]
@@ -292,8 +293,12 @@ class Normaliser:
 
     mean, std [V] of the frames. Vertices without variance get std 0: they are 0 in z-scores, come
     back as their constant, and are left out of scores (`valid`).
-    eeg_scale [C], the largest |EEG| of a channel, by which the paper scales it to (-1, 1).
+    eeg_scale [C], by which a channel's EEG is divided: of the windows' largest |EEG| the median, or
+    the largest, by which the paper scales it to (-1, 1) (robust=False). An electrode that pops once
+    makes the largest a thousand times as large, and all else of its channel next to nothing.
     """
+
+    LIMIT = 5  # of |EEG| after scaling; a pop would drown the power of all other windows
 
     def __init__(self, mean, std, eeg_scale):
         self.mean = np.asarray(mean, np.float32)
@@ -304,21 +309,23 @@ class Normaliser:
         self.inverse = np.where(self.valid, 1 / divisor, 0).astype(np.float32)
 
     @classmethod
-    def measure(cls, subject, segments, block=256):
+    def measure(cls, subject, segments, robust=True, block=256):
         blocks = [slice(i, min(i + block, b)) for a, b in segments for i in range(a, b, block)]
         count = sum(b - a for a, b in segments)
-        (_, V), (_, C, _) = subject.fmri.shape, subject.eeg.shape
+        V = subject.fmri.shape[1]
         total = np.zeros(V)
         square = np.zeros(V)
-        scale = np.zeros(C)
+        largest = []
         origin = subject.fmri[blocks[0].start].astype(np.float64)  # sums of x - origin keep digits
         for s in tqdm(blocks, desc="statistics", unit="block", disable=len(blocks) < 50):
             x = subject.fmri[s].astype(np.float64) - origin
             total += x.sum(0)
             square += (x**2).sum(0)
             eeg = np.abs(np.asarray(subject.eeg[s], np.float32))
-            scale = np.maximum(scale, eeg.max((0, 2)))
+            largest.append(eeg.max(2))  # [t,C]
 
+        largest = np.concatenate(largest)  # [T,C]
+        scale = np.median(largest, 0) if robust else largest.max(0)  # [C]
         mean = origin + total / count
         variance = square / count - (total / count) ** 2
         std = np.sqrt(np.maximum(variance, 0))
@@ -338,7 +345,8 @@ class Normaliser:
         return z * self.std + self.mean
 
     def eeg(self, windows):
-        return np.asarray(windows, np.float32) / self.eeg_scale[:, None]
+        scaled = np.asarray(windows, np.float32) / self.eeg_scale[:, None]
+        return scaled.clip(-self.LIMIT, self.LIMIT)
 
 
 # ---- 3. Windows of K frames ------------------------------------------------------------

@@ -296,7 +296,7 @@ def prepare(a, where, run):
     """(batches, autoencoder, model, what ckpt.pt holds beside their weights)."""
     torch.manual_seed(a.seed)
     subject, splits, rows = open_subject(a, run)
-    normaliser = data.Normaliser.measure(subject, splits["train"])
+    normaliser = data.Normaliser.measure(subject, splits["train"], a.preset != "paper")
     saved = run.restored("autoencoder")
     if a.autoencoder == "joint":
         autoencoder, latents_of = beyond.joint.start(a, subject, normaliser, saved, where)

@@ -313,7 +313,7 @@ class CNNTC(Network):
     batch 2, 10 epochs.
 
     Adapted: the last layer gives V; the one sample, the window's mean voltage, is z-scored (it is
-    tiny beside the largest |EEG|). At one time point a 1x1 convolution is a dense layer."""
+    tiny beside its largest |EEG|). At one time point a 1x1 convolution is a dense layer."""
 
     epochs, batch_size, lr = 10, 2, 1e-3
 

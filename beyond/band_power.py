@@ -56,7 +56,8 @@ class BandPowerEncoder(nn.Module):
         bump = -0.5 * ((f - centre) / (self.bins / bands)) ** 2  # [bands,bins]
         self.band_logits = nn.Parameter(bump.repeat(filters, 1, 1))  # [filters,bands,bins]
         features = (1 + plain) * filters * bands
-        self.norm = nn.BatchNorm1d(features)
+        # Plain power has the units of EEG squared, so that its variance may be below the usual eps.
+        self.norm = nn.BatchNorm1d(features, eps=1e-20)
         self.dropout = nn.Dropout(dropout)
         self.out = nn.Linear(features, dim)
 

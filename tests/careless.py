@@ -23,8 +23,8 @@ CHANGES = [
     (
         "z-scores with statistics of the validation run too",
         "train.py",
-        'measure(subject, splits["train"])',
-        'measure(subject, splits["train"] + splits["val"])',
+        'measure(subject, splits["train"],',
+        'measure(subject, splits["train"] + splits["val"],',
     ),
     (
         "PCA on all frames",

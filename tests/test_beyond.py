@@ -339,6 +339,20 @@ def test_band_power_hears_power_and_not_phase():
     assert logs[0].argmax() < logs[3].argmax()  # bands are in the order of their frequencies
 
 
+def test_plain_power_is_heard_in_any_units():
+    """Of EEG a thousandth as large batch norm makes the same."""
+    torch.manual_seed(0)
+    encoder = band_power.BandPowerEncoder(3, 32, 8, filters=2, bands=4)
+    heard = []
+    encoder.norm.register_forward_hook(lambda *rest: heard.append(rest[-1].detach()))
+    eeg = torch.randn(4, 9, 3, 32)
+    for units in (1.0, 1e-3):
+        encoder(units * eeg)
+    plain = [u.chunk(2, 1)[1] for u in heard]
+    torch.testing.assert_close(plain[0], plain[1], atol=1e-3, rtol=1e-3)
+    assert plain[0].std(0).min() > 0.9
+
+
 def test_band_power_looks_at_its_neighbours_only():
     torch.manual_seed(0)
     encoder = trained_looking(band_power.BandPowerEncoder(3, 32, 8, filters=2, bands=4))

@@ -84,10 +84,29 @@ def test_normaliser_uses_the_given_frames_and_spares_constant_vertices(tiny, mon
     frames = subject.fmri[:120].astype(np.float64)
     np.testing.assert_allclose(normaliser.mean, frames.mean(0), rtol=1e-6)
     np.testing.assert_allclose(normaliser.std[5:], frames.std(0)[5:], rtol=1e-5)
-    np.testing.assert_allclose(normaliser.eeg_scale, np.abs(subject.eeg[:120]).max((0, 2)))
+    largest = np.abs(subject.eeg[:120]).max(2)  # [T,C]
+    np.testing.assert_allclose(normaliser.eeg_scale, np.median(largest, 0))
+    paper = data.Normaliser.measure(subject, [(0, 60), (60, 120)], robust=False)
+    np.testing.assert_allclose(paper.eeg_scale, largest.max(0))
     z = normaliser.zscore(subject.fmri)
     assert not normaliser.valid[3:5].any() and normaliser.valid.sum() == 62 and not z[:, 3:5].any()
     np.testing.assert_allclose(normaliser.raw(z), subject.fmri, rtol=1e-5, atol=1e-3)
+
+
+def test_an_electrode_that_pops_leaves_the_other_windows_as_they_are(tiny, monkeypatch):
+    subject = data.Subject(tiny)
+    before = data.Normaliser.measure(subject, [(0, 120)])
+    clean = before.eeg(subject.eeg[:120])
+    assert np.abs(clean).max() < before.LIMIT  # what did not pop is not cut off
+    np.testing.assert_array_equal(clean, subject.eeg[:120] / before.eeg_scale[:, None])
+    monkeypatch.setattr(data.Subject, "eeg", np.array(subject.eeg))
+    subject.eeg[30, 1, 5:9] = 1000 * np.abs(subject.eeg[:, 1]).max()
+    after = data.Normaliser.measure(subject, [(0, 120)])
+    np.testing.assert_allclose(after.eeg_scale, before.eeg_scale, rtol=0.02)
+    popped = after.eeg(subject.eeg[:120])
+    assert popped[30, 1, 5:9].tolist() == [after.LIMIT] * 4
+    others = np.arange(120) != 30
+    np.testing.assert_allclose(popped[others], clean[others], rtol=0.02)
 
 
 def test_windows_cover_and_stay_inside():
