@@ -30,13 +30,20 @@ class GaussianPrior(nn.Module):
 
     @torch.no_grad()
     def fit(self, segments):
-        """autocovariance[l]: mean of z_t z_{t+l} over segments [t,d], divided by all frames and
-        not by the pairs at lag l; only then is no variance negative. white: what of the variance
-        no other frame shares, the least eigenvalue of the covariance of 32 frames."""
+        """autocovariance[l]: mean of z_t z_{t+l} over all pairs in segments [t,d], faded out where
+        pairs are few, and towards the last lag. (Divided by all frames it would be positive as it
+        is, but too small where segments are short.) white: what of the variance no other frame
+        shares, the least eigenvalue of the covariance of 32 frames."""
         total = sum(len(z) for z in segments)
-        for lag in range(len(self.autocovariance)):
+        lags = len(self.autocovariance)
+        for lag in range(lags):
             products = [(z[lag:] * z[: len(z[lag:])]).sum(0) for z in segments]
-            self.autocovariance[lag] = sum(products) / total
+            pairs = sum(len(z[lag:]) for z in segments)
+            share = pairs / total * (1 - lag / lags)
+            fading = share * (2 - share)  # flat at 1, 0 at 0
+            self.autocovariance[lag] = fading * sum(products) / max(1, pairs)
+        self.autocovariance.copy_(positive(self.autocovariance.cpu().double()))
+
         t = torch.arange(32)
         self.white.copy_(torch.linalg.eigvalsh(self.covariance(t, t))[:, 0].clamp(min=0))
         self.spectra = {}
@@ -81,6 +88,15 @@ class GaussianPrior(nn.Module):
             return answer / (signal**2 * power + noise**2)
 
         return self.filter(z_n, times, gain)
+
+
+def positive(c):
+    """The autocovariance [lags,d] of a process, made of one in which noise may have left
+    frequencies of negative power: they get none, and the variance c[0] stays."""
+    even = torch.cat([c, c[1:-1].flip(0)])  # [2 lags - 2,d] as if time were a circle
+    power = torch.fft.rfft(even, dim=0).real.clamp(min=0)  # [lags,d]
+    found = torch.fft.irfft(power, n=len(even), dim=0)[: len(c)]  # [lags,d]
+    return found * c[0] / found[0]
 
 
 def add_flags(add):
