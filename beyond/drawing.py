@@ -209,4 +209,4 @@ def spread(a, study):
     x = some_training_frames(study)
     left_out = (x - study.autoencoder.decode(study.autoencoder.encode(x))).square().mean(0)  # [V]
     valid = torch.from_numpy(study.normaliser.valid)
-    return calibration.Spread(left_out.cpu(), valid, a.upsample)
+    return calibration.Spread(left_out.cpu(), valid, a.samples, a.upsample)

@@ -586,7 +586,10 @@ def test_calibration_of_a_normal():
     error = torch.from_numpy(2 * np.random.default_rng(0).standard_normal(100_000))
     u = torch.linspace(-15, 15, 3001).double()
     for claim, in_50, in_90 in ((2.0, 0.5, 0.9), (1.0, 0.264, 0.589)):
-        parts = [calibration.sums(e, torch.full_like(e, claim)) for e in error.split(30_000)]
+        parts = []
+        for e in error.split(30_000):
+            known = torch.full_like(e, torch.inf)  # as if of infinitely many samples
+            parts.append(calibration.sums(e, torch.full_like(e, claim), known))
         found = calibration.summary(sum(parts))
         # The CRPS by its definition, the integral of (F(u) - 1[u > error])^2.
         step = (u > error[:5000, None]).double()
@@ -596,10 +599,55 @@ def test_calibration_of_a_normal():
         assert abs(found["spread_to_error"] - claim / 2) < 0.01 and abs(found["crps"] - crps) < 0.03
 
 
+@pytest.mark.parametrize(
+    "degrees, in_50, in_90", [(2, 0.816, 2.920), (4, 0.741, 2.132), (7, 0.711, 1.895)]
+)
+def test_students_quantiles_are_those_of_the_printed_table(degrees, in_50, in_90):
+    degrees = torch.tensor(degrees).double()
+    assert calibration.as_normal(in_50, degrees) == pytest.approx(0.67449, rel=0.006)
+    assert calibration.as_normal(in_90, degrees) == pytest.approx(1.64485, rel=0.01)
+
+
+@pytest.mark.parametrize("samples", [8, 9])
+@pytest.mark.parametrize("unseen", [0.0, 0.3, 3.0])
+def test_samples_of_the_truths_own_distribution_are_about_right(samples, unseen):
+    """8 in opposite pairs, 9 single ones, at vertices that are more and less sure; beside them a
+    known variance that latents leave out. 50% and 90% of the truth are in the intervals."""
+    g = torch.Generator().manual_seed(0)
+    sigma = torch.linspace(0.5, 2, 200).double()
+    draw = opposite_pairs.draw(g, "cpu", samples)
+    drawn = sigma * draw((samples, 1000, 200)).double()
+    truth = sigma * torch.randn(1000, 200, generator=g).double()
+    x = truth + unseen**0.5 * sigma * torch.randn(1000, 200, generator=g)
+    left_out = unseen * sigma**2
+    spread = calibration.Spread(left_out, torch.ones(200, dtype=torch.bool), samples)
+    std = drawn.std(0, correction=opposite_pairs.correction(samples))
+    spread.add(x, torch.zeros(1000, 200, dtype=torch.bool), drawn.mean(0), std)
+    found = spread.summary()["and what latents leave out"]
+    assert found["coverage_50"] == pytest.approx(0.5, abs=0.01)
+    assert found["coverage_90"] == pytest.approx(0.9, abs=0.01)
+    assert found["spread_to_error"] == pytest.approx(1, abs=0.02)
+    assert spread.told().endswith("about right.")
+
+
+def test_intervals_are_judged_by_both_shares_and_the_spread():
+    names = "coverage_50", "coverage_90", "spread_to_error"
+    cases = {
+        (0.48, 0.91, 1.05): "about right",
+        (0.48, 0.87, 1.05): "too narrow",
+        (0.45, 0.90, 0.85): "too narrow",
+        (0.54, 0.91, 1.20): "too wide",
+        (0.50, 0.90, 3.20): "too wide",
+        (0.60, 0.87, 1.00): "of the wrong shape",
+    }
+    for values, word in cases.items():
+        assert calibration.verdict(dict(zip(names, values))) == word, values
+
+
 def test_spread_counts_what_is_free_and_takes_its_scale_from_what_it_was_given():
     g = torch.Generator().manual_seed(0)
     valid = torch.tensor([True] * 9 + [False])
-    spread = calibration.Spread(torch.zeros(10), valid)
+    spread = calibration.Spread(torch.zeros(10), valid, samples=8)
     x = torch.zeros(500, 10)
     mask = torch.zeros(500, 10, dtype=torch.bool)
     mask[:, 0] = True

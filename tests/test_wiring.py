@@ -765,14 +765,14 @@ def test_calibration_scale_is_of_the_validation_run(ckpts, folder, tmp_path):
 
 
 def test_spread_is_compared_with_the_error(ckpts, tmp_path):
-    run = reconstructed(ckpts, tmp_path, "--samples", 4)
+    run = reconstructed(ckpts, tmp_path, "--samples", 8)
     error = np.abs(run.neuroframes - run.arrays["truth"])
     std = run.arrays["std"]
-    found = run.metrics["calibration"]["samples"]
+    found = run.metrics["calibration"]["samples"]  # four pairs: Student's t of 4 degrees
     ratio = np.sqrt((std**2).sum() / (error**2).sum())
     assert found["spread_to_error"] == pytest.approx(ratio, rel=1e-4)
-    assert found["coverage_90"] == pytest.approx((error < 1.64485 * std).mean(), abs=1e-3)
-    assert found["coverage_50"] == pytest.approx((error < 0.67449 * std).mean(), abs=1e-3)
+    assert found["coverage_90"] == pytest.approx((error < 2.132 * std).mean(), abs=1e-3)
+    assert found["coverage_50"] == pytest.approx((error < 0.741 * std).mean(), abs=1e-3)
 
 
 def test_points_between_frames_hear_the_eeg_of_their_time(ckpts, folder, tmp_path):

@@ -122,7 +122,7 @@ class Results:
         if outputs:
             missing = np.flatnonzero(~self.whole[self.timeline.pattern])
             outputs.write(self.folder, arrays, missing, title(metrics))
-        return metrics, summary, self.scores
+        return metrics, summary, self.scores, spread.told() if spread else ""
 
     def metrics(self, summary, spread):
         """The content of metrics.json."""
@@ -173,9 +173,9 @@ def title(metrics):
     return f"{metrics['mode']}, " + (f"mean of {n} samples" if n > 1 else "one sample")
 
 
-def show(metrics, summary, scores):
+def show(metrics, summary, scores, told):
     """Print the table of sample.py, and what it says in plain words. metrics and summary are those
-    of metrics.json (summary with the ceiling), scores a Scores."""
+    of metrics.json (summary with the ceiling), scores a Scores, told what the spread says."""
     scored = sum(map(len, scores.windows["neuroframes"]["whole"]))
     print(
         f"\n{metrics['mode']}: {scored:,} of {metrics['test_frames']:,} test frames scored, in "
@@ -189,28 +189,12 @@ def show(metrics, summary, scores):
                 row = summary[method][region].values()
                 cells = [f"{cell['mean']:10.3f} +- {cell['std']:.3f}" for cell in row]
                 print(f"{name.format(metrics['samples']):34}" + "".join(cells))
-    if metrics["calibration"]:
-        show_spread(metrics["calibration"])
+    if told:
+        print(told)
     whole = {method: regions["whole"] for method, regions in summary.items()}
     print(f"\n{verdict(whole, scores, metrics['mode'])}")
     if metrics["residual_before"] is not None:
         print(null_space(whole, metrics))
-
-
-def show_spread(calibration):
-    print(
-        f"\n{'spread of the samples':38}{'in 50%':>9}{'in 90%':>9}{'CRPS':>8}{'spread / error':>16}"
-    )
-    for name, found in calibration.items():
-        shares = f"{found['coverage_50']:9.1%}{found['coverage_90']:9.1%}"
-        print(f"{name:38}{shares}{found['crps']:8.3f}{found['spread_to_error']:16.2f}")
-    off = "about right"
-    if found["coverage_90"] < 0.88:
-        off = "too narrow"
-    if found["coverage_90"] > 0.92:
-        off = "too wide"
-    share = f"{found['coverage_90']:.0%}"
-    print(f"The 90% intervals ({name}) hold the truth in {share} of cases: they are {off}.")
 
 
 def verdict(whole, scores, mode):
