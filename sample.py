@@ -123,6 +123,7 @@ class Study:
     def __init__(self, a, where):
         ckpt, self.model, self.autoencoder, self.normaliser = load(a.ckpt, where)
         self.settings, self.device = ckpt["settings"], where
+        self.measured = ckpt.get("measured")  # for beyond/, on frames of training and validation
         self.subject = data.Subject(a.data or ckpt["subject"])
         check_fits(self.subject, ckpt, a.ckpt)
         validation = not self.settings["no_validation"]

@@ -14,8 +14,8 @@ log.jsonl, one object a line.
 
 To skip at a first reading: lines that name `beyond`, whose chapters are what the paper does not
 have (with --preset paper `vary` is False, `shift` 0, `extra` 0.0 and `weight` 1.0, and branches
-that ask for joint, vertex and gaussian are not taken); and what `processes` is for: alone, it hands
-on what it is given (`share_of_mean`: the mean); with torchrun several processes share the work.
+that ask for joint and vertex are not taken); and what `processes` is for: alone, it hands on what
+it is given (`share_of_mean`: the mean); with torchrun several processes share the work.
 
 What must not leak from the test runs into training? Runs are split as wholes, for windows of one
 run share its slow fluctuations; no window, nor the EEG around it, reaches over the border of a
@@ -316,6 +316,9 @@ def prepare(a, where, run):
     names = "mean", "std", "eeg_scale"
     statistics = {name: torch.from_numpy(getattr(normaliser, name)) for name in names}
     ckpt = {"config": config, "normaliser": statistics, "subject": os.path.abspath(subject.folder)}
+    if beyond:  # --prior gaussian is fitted, and kept is what sample.py asks of training frames
+        given = autoencoder, latents_of, subject, normaliser, splits
+        ckpt["measured"] = beyond.measured(model, *given)
     return batches, autoencoder, model.to(where), ckpt
 
 

@@ -34,7 +34,7 @@ from . import (
     whole_runs,
     windows,
 )
-from .drawing import WholeRuns, spread
+from .drawing import WholeRuns, measured, spread
 
 # What --preset tiny takes of them: for the synthetic subject and sessions of minutes.
 TINY = {
@@ -47,7 +47,17 @@ TINY = {
     "vary": True,
     "closed_form": False,
 }
-__all__ = ["WholeRuns", "joint", "kinds", "network", "spread", "stacked", "vertex_loss", "windows"]
+__all__ = [
+    "WholeRuns",
+    "joint",
+    "kinds",
+    "measured",
+    "network",
+    "spread",
+    "stacked",
+    "vertex_loss",
+    "windows",
+]
 
 
 def add_training_flags(add):

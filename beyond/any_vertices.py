@@ -7,9 +7,9 @@ of a frame say D_O z = x_O - mean_O. With the singular values D_O = U S Q^T,
 
 is the pseudo-inverse of the decoder's observed rows; where they are more than latents, it is the
 least-squares fit. Directions that O hardly shows (S below 1e-3 of the largest) are left out of A.
-As D z is not all of x, y - A z has a covariance R, measured on training frames: where it is large,
-the model is believed more than y. With W = Cov[z | z_n] over frames and latents
-(weighted_projection),
+As D z is not all of x, y - A z = S^-1 U^T (x - D z - mean)_O has a covariance R, measured on frames
+that PCA has not seen, if there are any: where it is large, the model is believed more than y. With
+W = Cov[z | z_n] over frames and latents (weighted_projection),
 
     z0 <- z0 + W A^T (A W A^T + R)^-1 (y - A z0)
 
@@ -53,28 +53,44 @@ def observe(rows, name, rois):
 class Observation:
     """Frames seen in part, whole or not at all, as linear systems A z = y in their latents.
 
-    rows     bool [patterns,V]: which vertices were seen. A frame's pattern is an index into rows,
-             or -1: nothing was seen
-    frames   [n,V] training frames in z-scores, on which R is measured
-    systems  (A [r,d], R [r,r], float64) of each pattern. A frame seen whole has A = I, R = 0
-    fits     (row [V], zero [O], map [d,O]) that give A^T y of its vertices; None if seen whole
+    rows       bool [patterns,V]: which vertices were seen. A frame's pattern is an index into rows,
+               or -1: nothing was seen
+    left_out   [V] variance of what latents leave out of frames, x - D z - mean
+    residuals  blocks [n,V] of what they leave out, on which R is measured; may be none
+    systems    (A [r,d], R [r,r], float64) of each pattern. A frame seen whole has A = I, R = 0
+    fits       (row [V], zero [O], S^-1 U^T [r,O]) of each pattern; None if seen whole
     """
 
     @torch.no_grad()
-    def __init__(self, autoencoder, rows, frames):
+    def __init__(self, autoencoder, rows, left_out, residuals):
         self.autoencoder = autoencoder
         self.systems = []
         self.fits = []
         d = autoencoder.latent_dim
-        zero = autoencoder.decode(torch.zeros(d, device=frames.device))  # [V] the frame of z = 0
+        zero = autoencoder.decode(torch.zeros(d, device=rows.device))  # [V] the frame of z = 0
         for row in [*rows, torch.zeros_like(rows[0])]:  # the last, -1: nothing was seen
-            A, fit = torch.eye(d).double(), None
+            A = torch.eye(d).double()
+            R = 0 * A
+            fit = None
             if not row.all():
                 A, fit = self.solve(row, zero)
-            self.fits.append(fit)
-            error = (self.latents(frames, -1) - autoencoder.encode(frames)) @ A.T.to(zero)  # [n,r]
-            R = (error.T @ error).cpu().double() / len(error)
+                # What it were if vertices were left out independently counts as one frame.
+                R = (fit[2] * left_out[row].to(zero) @ fit[2].T).cpu().double()  # [r,r]
             self.systems.append((A, R))
+            self.fits.append(fit)
+
+        count = 1
+        for u in residuals:
+            count += len(u)
+            for (_, R), fit in zip(self.systems, self.fits):
+                if fit is not None:
+                    error = u[:, fit[0]] @ fit[2].T  # [n,r]
+                    R += (error.T @ error).cpu()
+
+        # Of few frames R would be singular: the fewer, the more it is drawn to its diagonal.
+        for _, R in self.systems:
+            R /= count
+            R.lerp_(R.diag().diag(), len(R) / (len(R) + count))
 
     def solve(self, row, zero):
         decoder = getattr(self.autoencoder, "D", None)
@@ -84,14 +100,15 @@ class Observation:
         shown = power > 1e-6 * power[-1]
         power = power[shown]
         Q = Q[:, shown]  # [r], [d,r]
-        return Q.T, (row, zero[row], (Q / power @ Q.T).to(D) @ D.T)  # Q S^-1 U^T [d,O]
+        return Q.T, (row, zero[row], (Q / power).T.to(D) @ D.T)  # S^-1 U^T [r,O]
 
     def latents(self, x, pattern):
         """A^T y [n,d] of frames x [n,V] of one pattern."""
         if self.fits[pattern] is None:
             return self.autoencoder.encode(x)
         row, zero, fit = self.fits[pattern]
-        return (x[:, row] - zero) @ fit.T
+        A, _ = self.systems[pattern]
+        return (x[:, row] - zero) @ fit.T @ A.to(zero)
 
     def projection(self, patterns):
         """(z0 [B,K,d], A^T y [B,K,d], abar) -> z0, each of the K frames on its own."""

@@ -1,7 +1,7 @@
 """How sure is it, and is it right about that?
 
 The samples spread only within the latents. What latents leave out, scanner noise mostly, is in the
-truth as well; its variance is measured on training frames. Is the truth as far from the mean as
+truth as well; its variance is measured on the validation run. Is the truth as far from the mean as
 both say? With w = |error| / std,
 
     coverage    share of w in Student's intervals of 50% and 90%
@@ -28,6 +28,27 @@ import math
 import torch
 
 from . import opposite_pairs
+
+
+def residuals(frames, autoencoder, splits, block=128):
+    """What latents leave out [n,V], block by block: of the validation run, because PCA leaves out
+    less of frames that it was fitted to; of those all the same, if there are no others.
+
+    frames: rows -> frames in z-scores [n,V]."""
+    for low, high in splits["val"] or splits["train"]:
+        for i in range(low, high, block):
+            x = frames(slice(i, min(i + block, high))).to(autoencoder.E.device)
+            yield x - autoencoder.decode(autoencoder.encode(x))
+
+
+@torch.no_grad()
+def left_out(frames, autoencoder, splits):
+    """The variance [V] of that."""
+    total = count = 0
+    for u in residuals(frames, autoencoder, splits):
+        total = total + u.square().sum(0)
+        count += len(u)
+    return total / count
 
 
 def as_normal(w, degrees):
@@ -79,7 +100,7 @@ def verdict(found):
 class Spread:
     """Collects what is claimed of the samples' spread, and how far the truth is.
 
-    left_out  [V] variance of what latents leave out, in training frames
+    left_out  [V] variance of what latents leave out
     valid     bool [V]: vertices that vary
     samples   of which std is taken
     points    to a frame; of the first of them the truth is known

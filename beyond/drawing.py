@@ -14,6 +14,7 @@ from . import (
     calibration,
     computed_once,
     gaussian_prior,
+    joint,
     opposite_pairs,
     stacked,
     weighted_projection,
@@ -48,14 +49,19 @@ class WholeRuns:
         self.prior = getattr(study.model, "prior", None)  # of latents, without EEG
         if self.prior is None and a.interrecon:  # the control, and the weights of the projection
             self.prior = gaussian_prior.GaussianPrior(study.autoencoder.latent_dim)
-            self.prior.fit(training_latents(study))
+            if study.measured:
+                self.prior.load_state_dict(study.measured["prior"])
+            else:
+                given = study.frames, study.autoencoder, study.splits["train"]
+                self.prior.fit(gaussian_prior.latents(*given))
         # What the EEG leaves open has less covariance than latents have.
         self.left = self.prior if self.linear is None else self.linear.residual
         self.observation = None
         if (rows.any(1) & ~self.whole).any():
-            some = some_training_frames(study)
             rows = rows.to(study.device)
-            self.observation = any_vertices.Observation(study.autoencoder, rows, some)
+            unseen = calibration.residuals(study.frames, study.autoencoder, study.splits)
+            given = study.autoencoder, rows, left_out(study), unseen
+            self.observation = any_vertices.Observation(*given)
 
     def groups(self, stretches):
         """Stretches that are drawn together: a few, so that memory is that of the longest."""
@@ -184,29 +190,30 @@ class WholeRuns:
 # ---- What training frames tell ---------------------------------------------------------
 
 
-def training_rows(study):
-    return torch.cat([torch.arange(low, high) for low, high in study.splits["train"]])
+def left_out(study):
+    """Variance of what latents leave out [V], as the checkpoint has it, or measured."""
+    if study.measured:
+        return study.measured["left_out"]
+    return calibration.left_out(study.frames, study.autoencoder, study.splits)
 
 
-def some_training_frames(study):
-    """At most 512 frames in z-scores [n,V], from all over the training runs."""
-    rows = training_rows(study)
-    return study.frames(rows[:: -(-len(rows) // 512)].numpy()).to(study.device)
+def measured(model, autoencoder, latents_of, subject, normaliser, splits):
+    """For train.py: fit the model's prior, if it has one. Returned is what sample.py would else
+    measure, and cannot of a subject with test frames only; None if the autoencoder is not yet what
+    it will be."""
+    if isinstance(autoencoder, joint.JointAutoencoder):
+        return None
+    prior = getattr(model, "prior", None) or gaussian_prior.GaussianPrior(autoencoder.latent_dim)
+    prior.fit([latents_of(np.arange(low, high))[0] for low, high in splits["train"]])
 
+    def frames(rows):
+        return torch.from_numpy(normaliser.zscore(subject.fmri[rows]))
 
-def training_latents(study):
-    """Latents [t,d] of each training stretch, on the CPU."""
-    found = []
-    for low, high in study.splits["train"]:
-        spans = [slice(i, min(i + 256, high)) for i in range(low, high, 256)]
-        z = [study.autoencoder.encode(study.frames(span).to(study.device)) for span in spans]
-        found.append(torch.cat(z).cpu())
-    return found
+    variance = calibration.left_out(frames, autoencoder, splits)
+    return {"left_out": variance, "prior": prior.state_dict()}
 
 
 def spread(a, study):
-    """A calibration.Spread, with the variance of what latents leave out of training frames."""
-    x = some_training_frames(study)
-    left_out = (x - study.autoencoder.decode(study.autoencoder.encode(x))).square().mean(0)  # [V]
+    """A calibration.Spread, which knows what latents leave out."""
     valid = torch.from_numpy(study.normaliser.valid)
-    return calibration.Spread(left_out.cpu(), valid, a.samples, a.upsample)
+    return calibration.Spread(left_out(study).cpu(), valid, a.samples, a.upsample)

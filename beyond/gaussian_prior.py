@@ -99,5 +99,17 @@ def positive(c):
     return found * c[0] / found[0]
 
 
+def latents(frames, autoencoder, segments, block=256):
+    """Latents [t,d] of each of segments [low, high), on the CPU, to fit a prior to.
+
+    frames: rows -> frames in z-scores [n,V]."""
+    found = []
+    for low, high in segments:
+        spans = [slice(i, min(i + block, high)) for i in range(low, high, block)]
+        z = [autoencoder.encode(frames(span).to(autoencoder.E.device)) for span in spans]
+        found.append(torch.cat(z).cpu())
+    return found
+
+
 def add_flags(add):
     add("--prior", choices=["none", "gaussian"], help="start from the Gaussian denoiser, or not")

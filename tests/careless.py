@@ -41,9 +41,9 @@ CHANGES = [
     ),
     (
         "the prior fitted to the validation run too",
-        "train.py",
-        'z_all[low:high] for low, high in splits["train"]',
-        'z_all[low:high] for low, high in splits["train"] + splits["val"]',
+        "beyond/drawing.py",
+        '[0] for low, high in splits["train"]])',
+        '[0] for low, high in splits["train"] + splits["val"]])',
     ),
     (
         "the spread's scale fitted on the test runs",
@@ -54,10 +54,10 @@ CHANGES = [
         'reconstruct(sampler, timeline, "test"))',
     ),
     (
-        "what latents leave out measured on test frames",
-        "beyond/drawing.py",
-        'for low, high in study.splits["train"]])',
-        'for low, high in study.splits["test"]])',
+        "what latents leave out measured on frames that PCA was fitted to",
+        "beyond/calibration.py",
+        'in splits["val"] or splits["train"]',
+        'in splits["train"]',
     ),
     (
         "EEG of the neighbouring run at a run's ends",

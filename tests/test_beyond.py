@@ -92,7 +92,8 @@ def unit_autoencoder(d):
 def test_frames_seen_whole_as_observations_are_range_null_projection():
     rows = torch.ones(1, 6, dtype=torch.bool)
     x = torch.randn(2, 4, 6)
-    observation = any_vertices.Observation(unit_autoencoder(6), rows, torch.zeros(1, 6))
+    nothing = torch.zeros(6)
+    observation = any_vertices.Observation(unit_autoencoder(6), rows, nothing, [nothing[None]])
     y = torch.randn(2, 4, 6)
     mask = torch.tensor([True, False, True, False])
     found = observation.projection([0, -1, 0, -1])(x, y, 0.3)
@@ -112,6 +113,13 @@ def correlated_autoencoder(rng, V, d):
     autoencoder = joint.JointAutoencoder(V, d)
     autoencoder.load_state_dict(tensors)
     return autoencoder, D, outside
+
+
+def observation_of(autoencoder, rows, frames):
+    """Observation of what the autoencoder leaves out of frames [n,V]."""
+    left_out = frames - autoencoder.decode(autoencoder.encode(frames))
+    given = torch.from_numpy(rows), left_out.square().mean(0), left_out.split(1000)
+    return any_vertices.Observation(autoencoder, *given)
 
 
 def exact_posterior(D, outside, rows, kinds, C, x):
@@ -148,8 +156,7 @@ def test_any_linear_observation():
     rows = [[1] * 9, [1] * 5 + [0] * 4, [1] * 2 + [0] * 7, [0] * 7 + [1] * 2]
     rows = np.array(rows, bool)
     frames = rng.standard_normal((4000, d)) @ D.T + rng.standard_normal((4000, V)) @ outside
-    frames = torch.from_numpy(frames).float()
-    observation = any_vertices.Observation(autoencoder, torch.from_numpy(rows), frames)
+    observation = observation_of(autoencoder, rows, torch.from_numpy(frames).float())
 
     kinds = [1, -1, 0, 2, 3, -1, 1]
     C = smooth_covariance(K)
@@ -176,8 +183,8 @@ def test_frames_seen_whole_are_exact_at_every_step_beside_frames_seen_in_part():
     K, d, V = 6, 3, 9
     autoencoder, _, _ = correlated_autoencoder(rng, V, d)
     rows = torch.tensor([[True] * 9, [True] * 4 + [False] * 5])
-    frames = torch.from_numpy(rng.standard_normal((400, V))).float()
-    observation = any_vertices.Observation(autoencoder, rows, frames)
+    left_out = torch.from_numpy(rng.standard_normal((400, V))).float()
+    observation = any_vertices.Observation(autoencoder, rows, torch.ones(V), [left_out])
     kinds = [0, 1, -1, 0, 1, -1]
     prior = prior_of(smooth_covariance(K), d)
     held = observation.weighted_projection(kinds, prior, torch.arange(K))
@@ -186,6 +193,35 @@ def test_frames_seen_whole_are_exact_at_every_step_beside_frames_seen_in_part():
     for abar in (0.0, *NoiseSchedule().alpha_bar[[999, 500, 20, 0]].tolist()):
         moved = held(z0, y, abar)
         torch.testing.assert_close(moved[:, [0, 3]], y[:, [0, 3]], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("frames", [0, 3, 5000])
+def test_what_is_left_out_is_known_of_many_frames_few_or_none(frames):
+    """R of 5,000 frames, in two blocks, is their covariance. 3 frames are not without variance in
+    most directions of 6; of none it is that of vertices left out independently."""
+    rng = np.random.default_rng(0)
+    V, d = 12, 6
+    autoencoder = LinearAutoencoder(V, d)
+    autoencoder.E = torch.from_numpy(np.linalg.qr(rng.standard_normal((V, d)))[0].T).float()
+    row = np.arange(V) < 8
+    mix = rng.standard_normal((V, V))
+    left_out = rng.standard_normal((frames, V)) @ mix.T
+    variance = (mix**2).sum(1)
+    blocks = torch.from_numpy(left_out).float().tensor_split(2) if frames else []
+    given = torch.from_numpy(row)[None], torch.from_numpy(variance).float(), blocks
+    A, R = any_vertices.Observation(autoencoder, *given).systems[0]
+
+    U, size, Qt = np.linalg.svd(autoencoder.E.T.numpy()[row], full_matrices=False)
+    fit = A.numpy() @ Qt.T @ (U / size).T  # in the basis of A [d,8]
+    independent = fit * variance[row] @ fit.T
+    exact = fit @ (mix @ mix.T)[np.ix_(row, row)] @ fit.T
+    least, most = torch.linalg.eigvalsh(R)[[0, -1]]
+    if frames == 0:
+        np.testing.assert_allclose(R.diagonal(), np.diag(independent), rtol=1e-4)
+    if frames == 3:
+        assert least > 1e-2 * np.linalg.eigvalsh(exact)[0] and most < 10 * exact.trace()
+    if frames == 5000:
+        np.testing.assert_allclose(R, exact, atol=0.05 * np.abs(exact).max())
 
 
 def test_what_is_observed_of_frames_and_of_vertices_goes_together(tmp_path):

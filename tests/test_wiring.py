@@ -21,7 +21,7 @@ import data
 import neuroframes
 import sample as sampling
 import train
-from tools import checkpoints
+from tools import checkpoints, files
 
 SUBJECT = dict(runs=10, frames=40, channels=4, fs=50, side=8, sources=4, background=3)
 VAL = slice(280, 320)  # run 8
@@ -241,6 +241,19 @@ def test_the_paper_scales_eeg_by_its_largest_training_value(folder, tmp_path):
     run = trained(folder, tmp_path, "--steps", 1, "--preset", "paper")
     largest = np.abs(data.Subject(folder).eeg[:280]).max((0, 2))
     np.testing.assert_array_equal(run.ckpt["normaliser"]["eeg_scale"], largest)
+
+
+@pytest.mark.parametrize("flags, where", [([], VAL), (["--no-validation"], slice(0, 320))])
+def test_what_latents_leave_out_is_measured_on_frames_that_pca_has_not_seen(
+    folder, tmp_path, flags, where
+):
+    """Without a validation run there are none."""
+    ckpt = trained(folder, tmp_path, "--steps", 1, *flags).ckpt
+    normaliser = data.Normaliser(**{k: v.numpy() for k, v in ckpt["normaliser"].items()})
+    x = normaliser.zscore(data.Subject(folder).fmri[where]) - ckpt["autoencoder"]["mean"].numpy()
+    E = ckpt["autoencoder"]["E"].numpy()
+    variance = ((x - x @ E.T @ E) ** 2).mean(0)
+    np.testing.assert_allclose(ckpt["measured"]["left_out"], variance, rtol=1e-3, atol=1e-5)
 
 
 def autocovariance(ckpt):
@@ -773,6 +786,55 @@ def test_spread_is_compared_with_the_error(ckpts, tmp_path):
     assert found["spread_to_error"] == pytest.approx(ratio, rel=1e-4)
     assert found["coverage_90"] == pytest.approx((error < 2.132 * std).mean(), abs=1e-3)
     assert found["coverage_50"] == pytest.approx((error < 0.741 * std).mean(), abs=1e-3)
+
+
+@pytest.mark.parametrize("name", ["tiny", "plain"])
+@pytest.mark.parametrize("flags", [[], ["--gap", 3], ["--gap", 3, "--paper"]])
+def test_a_subject_with_test_frames_only_is_scored_as_with_the_others(
+    ckpts, folder, tmp_path, name, flags
+):
+    """What training frames tell is in the checkpoint."""
+    only = only_test_frames(folder, tmp_path)
+    runs = [
+        reconstructed(ckpts, tmp_path, *flags, "--data", subject, name=name)
+        for subject in (folder, only)
+    ]
+    assert runs[0].made.keys() == runs[1].made.keys()
+    for method in runs[0].made:
+        np.testing.assert_array_equal(runs[0].made[method], runs[1].made[method])
+    assert runs[0].metrics["calibration"] == runs[1].metrics["calibration"]
+
+
+def only_test_frames(folder, tmp_path):
+    copy = changed(folder, tmp_path, "only")
+    path = os.path.join(copy, "subject.json")
+    files.save_json(path, {**read_json(path), "split": {"test": list(range(400)[TEST])}})
+    return copy
+
+
+def test_parts_of_frames_of_a_subject_with_test_frames_only(ckpts, folder, tmp_path):
+    """R is then of what the checkpoint knows: no longer of the validation run, of which it is
+    otherwise, and not of training frames."""
+    before = reconstructed(ckpts, tmp_path, "--observe", "patch")
+    subjects = {
+        "only": only_test_frames(folder, tmp_path),
+        "val": changed(folder, tmp_path, "val", fmri=noise(VAL)),
+        "train": changed(folder, tmp_path, "train", fmri=noise(slice(0, 280))),
+    }
+    far = {}
+    for what, subject in subjects.items():
+        after = reconstructed(ckpts, tmp_path, "--observe", "patch", "--data", subject)
+        far[what] = np.abs(after.neuroframes - before.neuroframes).max()
+    assert far["train"] == 0 < far["only"] < 1 and far["val"] > 0
+
+
+def test_an_autoencoder_trained_along_needs_training_frames(folder, tmp_path, capsys):
+    trained(folder, tmp_path / "out", "--steps", 1, "--autoencoder", "joint")
+    flags = ["--ckpt", str(tmp_path / "out" / "ckpt.pt"), "--device", "cpu", "--steps", "2"]
+    sampling.main(flags)  # measured anew
+    with pytest.raises(SystemExit):
+        sampling.main([*flags, "--data", only_test_frames(folder, tmp_path)])
+    assert "only: has no training frames, and" in capsys.readouterr().err
 
 
 def test_points_between_frames_hear_the_eeg_of_their_time(ckpts, folder, tmp_path):

@@ -143,6 +143,12 @@ def check_splits(study, a):
             f"{folder}: its split leaves no test frames, or no validation frames for --calibrate; "
             "prepare it from two runs or more (four for --calibrate)"
         )
+    asked = a.interrecon or not a.paper  # what training frames tell: of this the paper has nothing
+    if asked and not study.measured and not study.splits["train"]:
+        fail(
+            f"{folder}: has no training frames, and {a.ckpt} does not say what they tell "
+            "(--autoencoder joint, or an older version's); use a subject that has some"
+        )
     if a.surfaces and study.subject.space is None:
         fail(
             f"--surfaces: {folder} has no space.dscalar.nii, so that nobody knows where its "
