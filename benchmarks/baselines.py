@@ -5,9 +5,10 @@
 
 Each sees the EEG its own way and answers for one frame at a time; loader, splits, z-scores and
 scores are the project's. Writes OUT/NAME/: recon.npy [T_test,V] in z-scores, frames.npy,
-chosen.json. What is chosen (penalty or epochs) is chosen by MSE on the validation run; with
---no-validation the rival is then fitted anew on all training runs for as long, as train.py's flag
-of the same name does for NeuroFrames. A killed run goes on where it stopped.
+chosen.json, made_from.json. What is chosen (penalty or epochs) is chosen by MSE on the validation
+run; with --no-validation the rival is then fitted anew on all training runs for as long, as
+train.py's flag of the same name does for NeuroFrames. A killed run goes on where it stopped, and
+one that is complete is left as it is: if made_from.json says that data and flags are the same.
 
 The networks never had public code for 91,282 grayordinates. Their docstrings say what is original
 and what we adapted. A sixth rival is a class with `fit` and `predict` (see Ridge), or a network
@@ -589,15 +590,49 @@ def read_json(path):
         return json.load(f)
 
 
+def write_json(path, value):
+    with open(path + ".tmp", "w") as f:
+        json.dump(value, f)
+    os.replace(path + ".tmp", path)
+
+
+def made_from(a, subject):
+    """What a rival's results follow from, but for the code: plain values, as JSON has them."""
+    found = {
+        "checksums": subject.meta["checksums"],
+        "shapes": [subject.fmri.shape, subject.eeg.shape],
+        "segments": {split: subject.segments(split) for split in ("train", "val", "test")},
+        "no_validation": a.no_validation,
+        "seed": a.seed,
+        "shrink": a.shrink,
+    }
+    return json.loads(json.dumps(found))
+
+
+def check_made_from(folder, wanted):
+    """Fail if what lies in the folder is of other data or flags, or does not say of which."""
+    path = os.path.join(folder, "made_from.json")
+    if not set(os.listdir(folder)) - {"made_from.json"}:
+        write_json(path, wanted)
+    found = read_json(path) if os.path.exists(path) else {}
+    others = [name for name, value in wanted.items() if found.get(name) != value]
+    if others:
+        fail(
+            f"{path}: {', '.join(others)} of what lies there are missing, or others than now; "
+            "delete the folder, or name another --out"
+        )
+
+
 def run(a):
     """Fit a.rival, and write its test frames to OUT/NAME, which it returns. What is complete is
-    left as it is."""
+    left as it is, if it is of the same data and flags."""
     folder = os.path.join(a.out, a.rival)
     recon = os.path.join(folder, "recon.npy")
-    if os.path.exists(recon):
-        return folder
     os.makedirs(folder, exist_ok=True)
     subject = data.Subject(a.data)
+    check_made_from(folder, made_from(a, subject))
+    if os.path.exists(recon):
+        return folder
     test = subject.segments("test")
     rival = fitted(a, subject, folder)
     t = frames_in(test)
@@ -630,9 +665,7 @@ def fitted(a, subject, folder):
     path = os.path.join(folder, "chosen.json")
     if not os.path.exists(path) or not a.no_validation:
         rival, chosen = fit(train, val)
-        with open(path + ".tmp", "w") as f:
-            json.dump(chosen, f)
-        os.replace(path + ".tmp", path)
+        write_json(path, chosen)
     if a.no_validation:
         chosen = read_json(path)
         more = subject.segments("train", validation=False)

@@ -5,6 +5,7 @@ import argparse
 import contextlib
 import json
 import os
+import shutil
 import time
 
 import baselines
@@ -23,6 +24,7 @@ import data
 import sample
 import train
 from recordings import prepared
+from tools import errors, files
 from tools.errors import Problem
 
 # ---- Scores ----------------------------------------------------------------------------
@@ -219,7 +221,41 @@ def test_a_killed_rival_goes_on(subject, tmp_path, monkeypatch, refit):
     cut = baselines.run(again)
     recon, recon_of_cut = (np.load(os.path.join(folder, "recon.npy")) for folder in (whole, cut))
     assert np.array_equal(recon, recon_of_cut)
-    assert sorted(os.listdir(cut)) == ["chosen.json", "frames.npy", "recon.npy"]
+    made = ["chosen.json", "frames.npy", "made_from.json", "recon.npy"]
+    assert sorted(os.listdir(cut)) == made
+
+
+def test_a_rival_does_not_pass_off_results_of_other_data_or_flags(subject, tmp_path):
+    """Complete or not: frames that lie there are of the data, splits and flags that it was given,
+    or it says what is not."""
+    folder = baselines.run(settings(subject, tmp_path, "ridge"))
+    recon = os.path.join(folder, "recon.npy")
+    before = os.stat(recon).st_mtime_ns
+    baselines.run(settings(subject, tmp_path, "ridge"))
+    assert os.stat(recon).st_mtime_ns == before  # what is complete is not made anew
+
+    def refused(given, what):
+        with pytest.raises(errors.Problem, match=f"made_from.json: {what} of what lies there"):
+            baselines.run(given)
+
+    other = settings(subject, tmp_path, "ridge")
+    other.seed = 1
+    refused(other, "seed")
+    refused(settings(subject, tmp_path, "ridge", no_validation=True), "no_validation")
+    copy = str(tmp_path / "other")
+    shutil.copytree(subject, copy)
+    path = os.path.join(copy, "subject.json")
+    meta = baselines.read_json(path)
+    files.save_json(path, {**meta, "checksums": {}})
+    refused(settings(copy, tmp_path, "ridge"), "checksums")
+    files.save_json(path, {**meta, "split": {"train": list(range(600)), "test": [700, 701]}})
+    refused(settings(copy, tmp_path, "ridge"), "segments")
+
+    os.remove(recon)  # partial files do not pass either
+    refused(other, "seed")
+    os.remove(os.path.join(folder, "made_from.json"))  # nor those that do not say
+    every = "checksums, shapes, segments, no_validation, seed, shrink"
+    refused(settings(subject, tmp_path, "ridge"), every)
 
 
 # ---- The table -------------------------------------------------------------------------
