@@ -92,7 +92,7 @@ def parse(argv=None):
     add = p.add_argument
     add("--data", type=named, help="prepared subject (default: a synthetic one, made in OUT)")
     add("--out", type=named, default="out", help="folder for checkpoints and log (default: out)")
-    add("--preset", choices=["paper", "tiny"], help="default: tiny; if --data is given, paper")
+    add("--preset", choices=["auto", "paper", "tiny"], default="auto", help="(default: auto)")
     add("--frames", type=int, default=10, help="frames a window, K; lower it if memory runs out")
     add("--latent-dim", type=int, help="latents of a frame, d; lowered to the frames' rank")
     add("--eeg-dim", type=int, help="numbers in an EEG token, d_e")
@@ -185,6 +185,7 @@ class Batches:
         self.latents_of = latents_of  # rows [B,K] -> z [B,K,d], and their own loss or 0
         self.frames, _, self.W = subject.eeg.shape
         self.read_eeg = memory.reader(subject, normaliser, where)  # rows [B,L] -> [B,L,C,W]
+        self.see = self.read_eeg  # the same, or what an encoder makes of it first
         tiles = data.tile(splits["val"], a.frames)
         self.validation_windows = [window for window in tiles if window.length == a.frames]
 
@@ -193,7 +194,7 @@ class Batches:
         more = int(shift > 0)
         rows, eeg_rows, times = data.window_indices(windows, self.a.context, more)
         z, extra = self.latents_of(rows)
-        eeg = self.read_eeg(eeg_rows)
+        eeg = self.see(eeg_rows)
         if shift > 0:
             eeg = beyond.windows.cut(eeg, shift)
             times = times[:, :-1] + shift / self.W
@@ -287,6 +288,9 @@ def open_subject(a, run):
     splits = {s: subject.segments(s, validation=not a.no_validation) for s in ("train", "val")}
     check_length(a, splits["train"], folder)
     rows = np.concatenate([np.arange(low, high) for low, high in splits["train"]])
+    a.again = len(subject.segments("val")) and ...
+    if a.preset == "auto":
+        beyond.auto.choose(a, subject, len(rows), run)
     choose_sizes(a, len(rows))
     note_doubts(a, subject, len(rows), ENOUGH)  # what may disappoint is said before, not after
     return subject, splits, rows
@@ -310,8 +314,7 @@ def prepare(a, where, run):
     model, config = build(a, subject, autoencoder.latent_dim)
     batches = Batches(a, subject, normaliser, splits, latents_of, where)
     if a.prior == "gaussian" or a.closed_form:
-        z = [z_all[low:high] for low, high in splits["train"]]
-        model.fit(a, subject, splits["train"], z, batches.read_eeg)
+        model.fit(a, subject, z_all, batches)
 
     names = "mean", "std", "eeg_scale"
     statistics = {name: torch.from_numpy(getattr(normaliser, name)) for name in names}
@@ -382,8 +385,9 @@ def train(a, where, run):
 def main(argv=None):
     a = parse(argv)
     where = device.pick_device(a.device)
-    with memory.advice(where, a, "batch_size", "width", "latent_dim"), Run(a) as run:
-        train(a, where, run)
+    for a in beyond.auto.passes(a) if beyond else [a]:
+        with memory.advice(where, a, "batch_size", "width", "latent_dim"), Run(a) as run:
+            train(a, where, run)
     processes.part()
 
 

@@ -20,6 +20,7 @@ from neuroframes import LinearAutoencoder, NeuroFrames
 
 from . import (
     any_vertices,
+    auto,
     band_power,
     between_frames,
     calibration,
@@ -49,6 +50,8 @@ TINY = {
 }
 __all__ = [
     "WholeRuns",
+    "auto",
+    "band_power",
     "joint",
     "kinds",
     "measured",
@@ -62,7 +65,7 @@ __all__ = [
 
 def add_training_flags(add):
     """Flags of train.py; those without a default take it from its presets."""
-    for chapter in (band_power, velocity, gaussian_prior, vertex_loss, joint):
+    for chapter in (auto, band_power, velocity, gaussian_prior, vertex_loss, joint):
         chapter.add_flags(add)
     windows.add_flags(add, argparse.BooleanOptionalAction)
     linear_gaussian.add_flags(add, argparse.BooleanOptionalAction)

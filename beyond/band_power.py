@@ -19,8 +19,34 @@ Gain    synthetic, direct: MSE 0.765 -> 0.582, with all other chapters there
 
 import math
 
+import numpy as np
 import torch
 from torch import nn
+
+from .windows import around
+
+
+def spectra(eeg, bins, span=3):
+    """Fourier transforms of EEG windows that follow one another, [B,L+span-1,C,W] ->
+    [B,L,C,bins], complex, without bin 0: each of `span` windows under a Hann taper. (Without it, a
+    window leaks the strong slow rhythms into all faster bins.)"""
+    length = span * eeg.shape[-1]
+    taper = torch.hann_window(length, device=eeg.device) / math.sqrt(length)
+    u = eeg.transpose(1, 2).flatten(2)  # [B,C,(L+span-1) W] one recording
+    u = u.unfold(-1, length, eeg.shape[-1])  # [B,C,L,span W]
+    u = torch.fft.rfft(u * taper)[..., 1 : bins + 1]  # [B,C,L,bins]
+    return u.transpose(1, 2)  # [B,L,C,bins]
+
+
+def computed_once(encoder, read, stretches, frames):
+    """A function from rows [B,L] to what the encoder makes of their EEG first, its spectra, which
+    are kept for all frames of some stretches. read: rows -> EEG."""
+    _, C, _ = read(np.arange(1)).shape
+    kept = torch.zeros(frames, C, encoder.bins, dtype=torch.complex64)
+    for low, high in stretches:
+        parts = [spectra(eeg[None], encoder.bins)[0] for eeg in around(read, low, high)]
+        kept[low:high] = torch.cat(parts)
+    return lambda rows: kept[torch.from_numpy(rows)].to(encoder.spatial.device)
 
 
 class BandPowerEncoder(nn.Module):
@@ -46,9 +72,6 @@ class BandPowerEncoder(nn.Module):
         super().__init__()
         self.span, self.plain = span, plain
         self.bins = span * min(cycles, samples // 2)  # of the spectrum, without bin 0
-        # Untapered, a window leaks the strong slow rhythms into all faster bins.
-        taper = torch.hann_window(span * samples) / math.sqrt(span * samples)
-        self.register_buffer("taper", taper, persistent=False)
         self.spatial = nn.Parameter(torch.randn(filters, channels) / math.sqrt(channels))
         # Bands start as bumps, evenly spaced; a softmax over frequency keeps them positive.
         centre = torch.linspace(0, self.bins, bands + 2)[1:-1, None]  # [bands,1]
@@ -62,16 +85,16 @@ class BandPowerEncoder(nn.Module):
         self.out = nn.Linear(features, dim)
 
     def forward(self, eeg):
-        B, K, C, W = eeg.shape
+        """eeg [B,K,C,W]; or its spectra [B,K,C,bins], as of `computed_once`."""
         with torch.autocast(eeg.device.type, enabled=False):  # logs of tiny powers need float32
-            side = self.span // 2  # beyond the sequence its first and last windows are repeated
-            around = [eeg[:, :1]] * side + [eeg] + [eeg[:, -1:]] * side
-            u = torch.cat(around, 1).float()  # [B,K+2side,C,W]
-            u = u.transpose(1, 2).flatten(2)  # [B,C,(K+2side) W] one recording
-            u = u.unfold(-1, self.span * W, W)  # [B,C,K,span W]
-            u = u.transpose(1, 2).flatten(0, 1)  # [BK,C,span W]
-            u = torch.fft.rfft(u * self.taper)  # [BK,C,span W/2+1] complex
-            u = u[..., 1 : self.bins + 1]  # [BK,C,bins]
+            u = eeg
+            if not eeg.is_complex():
+                side = self.span // 2  # beyond the sequence its first and last windows are repeated
+                around = [eeg[:, :1]] * side + [eeg] + [eeg[:, -1:]] * side
+                u = torch.cat(around, 1).float()  # [B,K+2side,C,W]
+                u = spectra(u, self.bins, self.span)  # [B,K,C,bins]
+            B, K, _, _ = u.shape
+            u = u.flatten(0, 1)  # [BK,C,bins]
             u = torch.einsum("sc,bcf->bsf", self.spatial.to(u), u)  # [BK,filters,bins]
             u = u.real**2 + u.imag**2  # [BK,filters,bins] power
             weights = self.band_logits.softmax(-1)  # [filters,bands,bins]
@@ -88,8 +111,8 @@ def settings(a, tr):
         "cycles": round(75 * tr),  # up to 75 Hz, where the paper's EEG is cut off
         "filters": a.eeg_filters or (32 if small else 64),
         "bands": a.eeg_bands or (16 if small else 40),
-        "dropout": a.eeg_dropout,
-        "plain": a.eeg_power == "both",
+        "dropout": 0.5 if a.eeg_dropout is None else a.eeg_dropout,
+        "plain": a.eeg_power != "log",
     }
 
 
@@ -100,12 +123,10 @@ def add_flags(add):
     add(
         "--eeg-power",
         choices=["both", "log"],
-        default="both",
-        help="log and plain, or log: few data",
+        help="log and plain (default), or log: few data",
     )
     add(
         "--eeg-dropout",
         type=float,
-        default=0.5,
-        help="share of powers hidden a step; few data: 0.9",
+        help="share of powers hidden a step (default: 0.5); few data: 0.9",
     )

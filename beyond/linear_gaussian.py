@@ -21,34 +21,19 @@ Gain    real-format session, direct: MSE 1.140 (mean frame) -> 0.818, in seconds
 
 import math
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .band_power import spectra
 from .gaussian_prior import GaussianPrior
-from .windows import cut
+from .windows import around
 
 SPAN = 3  # windows of a spectrum
 LATE = (4.0, 5.0, 6.0, 7.0)  # s by which BOLD follows EEG: the Gaussian's centre
 WIDTH = (1.0, 1.5, 2.0, 2.5)  # s, its standard deviation
 RATIOS = 10.0 ** torch.arange(-1, 4.5, 0.5).double()  # penalties, over the features' variance
 ENOUGH = 1500  # frames, to choose centre and width
-
-
-def band_power(eeg, cycles, bands):
-    """EEG windows [t+2,C,W] -> power of the t in the middle, [t,C bands], up to `cycles` a window:
-    under a Hann taper, of each window and its two neighbours."""
-    W = eeg.shape[-1]
-    taper = torch.hann_window(SPAN * W, device=eeg.device) / math.sqrt(SPAN * W)
-    u = eeg.transpose(0, 1).flatten(1).unfold(-1, SPAN * W, W)  # [C,t,3W]
-    u = torch.fft.rfft(u * taper)  # [C,t,3W/2+1] complex
-    u = u[..., 1 : SPAN * cycles + 1]  # [C,t,bins]
-    bins = u.shape[-1]
-    band = F.one_hot(torch.arange(bins) * bands // bins, bands)  # [bins,bands] which each is in
-    mean = band.float() / band.sum(0)
-    u = (u.real**2 + u.imag**2) @ mean.to(eeg)  # [C,t,bands]
-    return u.transpose(0, 1).flatten(1)  # [t,C bands]
 
 
 def ridge(X, z):
@@ -107,14 +92,17 @@ class LinearGaussian(nn.Module):
 
     # ---- From EEG to m -----------------------------------------------------------------
 
-    def power(self, read, low, high, late=0, block=64):
-        """[high - low,F] of a stretch's frames, whose EEG is cut `late` samples late. read: rows
-        -> EEG [rows,C,W]. Past the stretch its first and last windows are repeated."""
+    def power(self, read, low, high, late=0):
+        """[high - low,F] of a stretch, whose EEG is cut `late` samples late: the mean power in each
+        band of each channel. read: rows -> EEG [rows,C,W]."""
+        bins = SPAN * self.cycles
+        band = F.one_hot(torch.arange(bins) * self.bands // bins, self.bands)  # [bins,bands]
+        mean = (band / band.sum(0)).to(self.mean)
         found = []
-        for i in range(low, high, block):
-            rows = np.arange(i - 1, min(i + block, high) + 2).clip(low, high - 1)
-            eeg = cut(read(rows)[None], late)[0]  # [t+2,C,W]
-            found.append(band_power(eeg, self.cycles, self.bands))
+        for eeg in around(read, low, high, late):
+            u = spectra(eeg[None], bins, SPAN)[0]  # [t,C,bins]
+            u = (u.real**2 + u.imag**2) @ mean  # [t,C,bands]
+            found.append(u.flatten(1))
         return torch.cat(found)
 
     def transformed(self, power):

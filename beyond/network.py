@@ -43,9 +43,12 @@ class Network(NeuroFrames):
             self.linear = linear_gaussian.LinearGaussian(d, **linear)
             self.register_buffer("share", torch.ones(stacked.LEVELS, d))  # of the closed form
 
-    def fit(self, a, subject, segments, z, read):
-        """What is known in closed form, from latents z, a list of [t,d] of the training segments.
-        read: rows -> EEG. Says what it found."""
+    def fit(self, a, subject, z_all, batches):
+        """What is known in closed form, from latents z_all [T,d] and the EEG of a train.Batches;
+        and the spectra of the EEG, if windows never begin between frames."""
+        segments = batches.splits["train"]
+        z = [z_all[low:high] for low, high in segments]
+        read = batches.read_eeg
         if self.prior is not None:
             self.prior.fit(z)
         if self.linear is not None:

@@ -55,7 +55,6 @@ def settle_training(a, paper, beyond):
     chapters, or None."""
     a.data = a.data and os.path.abspath(a.data)
     a.share = None  # of the closed form; see beyond/stacked
-    a.preset = a.preset or ("paper" if a.data else "tiny")
     check_positive(a, "frames", "latent_dim", "eeg_dim", "tokens_per_frame", "depth", "heads")
     check_positive(a, "width", "epochs", "batch_size", "lr")
     check_range(a, 0, 1, "ema")
@@ -68,9 +67,10 @@ def settle_training(a, paper, beyond):
     check_positive(a, "eeg_filters", "eeg_bands")
     check_range(a, 0, 1, "eeg_dropout")
     check_range(a, 0, 10**9, "context")
-    recipe = paper if a.preset == "paper" else beyond.TINY
+    recipes = {"paper": paper, "tiny": beyond.TINY, "auto": {"autoencoder": "pca"}}
+    recipe = recipes[a.preset]
     if a.autoencoder == "joint":
-        recipe = {**recipe, "prior": "none", "loss": "latent"}
+        recipe = {**recipe, "prior": "none", "loss": "latent", "closed_form": False}
     for name, value in recipe.items():
         if getattr(a, name) is None:
             setattr(a, name, value)

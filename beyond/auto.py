@@ -1,0 +1,117 @@
+"""Which settings suit a recording? `--preset auto`, the default.
+
+No set of flags suits every recording: what keeps a network from learning noise by heart where
+frames are few leaves too little where they are many. So the settings follow what is there: frames,
+repetition time, sampling rate. Seconds are what the brain knows, frames what files have: context is
+given in seconds. How many steps are right is not known before; so it trains once with the last
+training run left out, on which the checkpoint and the closed form's share are chosen, and then anew
+on all training runs for as long.
+
+Seam    none: it sets train.py's flags
+Source  ours; the numbers are measured, see docs/choices.md
+Gain    real-format session, direct: MSE 2.63 (the paper's settings) -> 0.80
+"""
+
+import copy
+import math
+import os
+import time
+
+import torch
+
+from tools.ranks import say
+
+ALWAYS = {
+    "eeg_encoder": "bandpower",
+    "predict": "v",
+    "prior": "gaussian",
+    "closed_form": True,
+    "eeg_dim": 128,
+    "width": 128,
+    "depth": 2,
+}
+FEW = {  # the encoder held back, latents counted as they move vertices
+    "loss": "vertex",
+    "vary": False,
+    "latent_dim": 128,
+    "eeg_filters": 64,
+    "eeg_bands": 40,
+    "eeg_power": "log",
+    "eeg_dropout": 0.9,
+    "lr": 2e-3,
+    "warmup": 50,
+    "ema": 0.99,
+    "epochs": 160,
+}
+MANY = {
+    "loss": "latent",
+    "vary": True,
+    "latent_dim": 64,
+    "lr": 1e-3,
+    "warmup": 100,
+    "ema": 0.998,
+    "epochs": 60,
+}
+ENOUGH = 2500  # training frames, from which on they are many
+AROUND = 4.8  # s of EEG shown before and after the frames of a window
+
+
+def choose(a, subject, frames, where):
+    """Fill in the flags of train.py that are not given; say what was chosen, and why."""
+    many = frames >= ENOUGH
+    recipe = {**ALWAYS, **(MANY if many else FEW), "context": max(1, round(AROUND / subject.tr))}
+    if a.autoencoder == "joint":
+        recipe |= {"prior": "none", "loss": "latent", "closed_form": False}
+    chosen = {name: value for name, value in recipe.items() if getattr(a, name) is None}
+    vars(a).update(chosen)
+    if a.steps is None:
+        a.steps = max(1, a.epochs * frames // (a.frames * a.batch_size))
+
+    C = subject.eeg.shape[1]
+    why = f"fewer than {ENOUGH:,}, so the EEG encoder is held back"
+    if many:
+        why = f"{ENOUGH:,} or more, so windows vary in length"
+    say(
+        f"auto: {frames:,} training frames, {why}; {C} channels; EEG of {a.context} frames "
+        f"({a.context * subject.tr:.1f} s) around windows. Closed form, stacked with a network of "
+        f"width {a.width}, depth {a.depth}: {a.steps:,} steps, about {minutes(a, C, where):.0f} "
+        "minutes here; --steps 0, the closed form alone, is ready in one or two"
+    )
+
+
+def minutes(a, channels, where):
+    """What training takes, about: the products of its matrices at the rate of this device, and 40
+    ms a step for all else. (Forward and backward are six operations a weight and token.)"""
+    x = torch.randn(1024, 1024, device=where)
+    began = time.time()
+    for _ in range(4):
+        float((x @ x).sum())
+    rate = 4 * 2 * 1024**3 / (time.time() - began)
+    frames = a.batch_size * a.frames
+    network = 6 * 16 * a.width**2 * a.depth * frames
+    windows = frames * (1 + 2 * a.context / a.frames)
+    encoder = 24 * (a.eeg_filters or 32) * channels * 180 * windows
+    return a.steps * (0.04 + 2 * (network + encoder) / rate) / 60
+
+
+def passes(a):
+    """Settings to train with, one after the other: a; and if a run was left out to choose by, the
+    same on all training runs, for as long as was best."""
+    yield a
+    if a.preset != "auto" or a.no_refit or a.no_validation or a.steps == 0:
+        return
+    path = os.path.join(a.out, "ckpt.pt")
+    found = torch.load(path, map_location="cpu", weights_only=True)
+    if math.isinf(found["val_loss"]):
+        return
+    again = copy.copy(a)
+    again.no_validation = True
+    again.resume = False
+    again.share = found["model"]["share"].tolist() if a.closed_form else None
+    again.steps = max(1, round(found["step"] * a.again))
+    say(f"now on all training runs, {again.steps:,} steps (--no-refit leaves it at what there is)")
+    yield again
+
+
+def add_flags(add):
+    add("--no-refit", action="store_true", help="auto: do not train anew on all runs in the end")
