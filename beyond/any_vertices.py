@@ -55,7 +55,8 @@ class Observation:
 
     rows       bool [patterns,V]: which vertices were seen. A frame's pattern is an index into rows,
                or -1: nothing was seen
-    left_out   [V] variance of what latents leave out of frames, x - D z - mean
+    left_out   [V] variance of what latents leave out of frames, x - D z - mean, times the number of
+               vertices that they leave out in unison
     residuals  blocks [n,V] of what they leave out, on which R is measured; may be none
     systems    (A [r,d], R [r,r], float64) of each pattern. A frame seen whole has A = I, R = 0
     fits       (row [V], zero [O], S^-1 U^T [r,O]) of each pattern; None if seen whole
@@ -74,7 +75,7 @@ class Observation:
             fit = None
             if not row.all():
                 A, fit = self.solve(row, zero)
-                # What it were if vertices were left out independently counts as one frame.
+                # What it were if such patches were left out independently counts as one frame.
                 R = (fit[2] * left_out[row].to(zero) @ fit[2].T).cpu().double()  # [r,r]
             self.systems.append((A, R))
             self.fits.append(fit)

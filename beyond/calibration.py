@@ -43,12 +43,19 @@ def residuals(frames, autoencoder, splits, block=128):
 
 @torch.no_grad()
 def left_out(frames, autoencoder, splits):
-    """The variance [V] of that."""
-    total = count = 0
+    """The variance [V] of that; and how many vertices are left out in unison, V tr(C^2) / tr(C)^2
+    with its covariance C: 1 if each is on its own. tr(C^2) is the mean of (u_s u_t)^2 over pairs of
+    frames."""
+    total = count = alike = pairs = 0
     for u in residuals(frames, autoencoder, splits):
-        total = total + u.square().sum(0)
+        total = total + u.square().sum(0)  # [V]
         count += len(u)
-    return total / count
+        products = (u @ u.T).fill_diagonal_(0)  # [n,n]
+        alike = alike + products.square().sum()
+        pairs += len(u) * (len(u) - 1)
+    variance = total / count
+    unison = len(variance) * alike / max(1, pairs) / variance.sum() ** 2
+    return variance, unison.clamp(min=1)
 
 
 def as_normal(w, degrees):

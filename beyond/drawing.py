@@ -60,7 +60,8 @@ class WholeRuns:
         if (rows.any(1) & ~self.whole).any():
             rows = rows.to(study.device)
             unseen = calibration.residuals(study.frames, study.autoencoder, study.splits)
-            given = study.autoencoder, rows, left_out(study), unseen
+            variance, unison = left_out(study)
+            given = study.autoencoder, rows, variance * unison, unseen
             self.observation = any_vertices.Observation(*given)
 
     def groups(self, stretches):
@@ -191,7 +192,7 @@ class WholeRuns:
 
 
 def left_out(study):
-    """Variance of what latents leave out [V], as the checkpoint has it, or measured."""
+    """What calibration.left_out says, as the checkpoint has it, or measured."""
     if study.measured:
         return study.measured["left_out"]
     return calibration.left_out(study.frames, study.autoencoder, study.splits)
@@ -209,11 +210,12 @@ def measured(model, autoencoder, latents_of, subject, normaliser, splits):
     def frames(rows):
         return torch.from_numpy(normaliser.zscore(subject.fmri[rows]))
 
-    variance = calibration.left_out(frames, autoencoder, splits)
-    return {"left_out": variance, "prior": prior.state_dict()}
+    found = calibration.left_out(frames, autoencoder, splits)
+    return {"left_out": found, "prior": prior.state_dict()}
 
 
 def spread(a, study):
     """A calibration.Spread, which knows what latents leave out."""
     valid = torch.from_numpy(study.normaliser.valid)
-    return calibration.Spread(left_out(study).cpu(), valid, a.samples, a.upsample)
+    variance, _ = left_out(study)
+    return calibration.Spread(variance.cpu(), valid, a.samples, a.upsample)

@@ -635,6 +635,17 @@ def test_calibration_of_a_normal():
         assert abs(found["spread_to_error"] - claim / 2) < 0.01 and abs(found["crps"] - crps) < 0.03
 
 
+@pytest.mark.parametrize("together", [1, 6])
+def test_vertices_that_are_left_out_in_unison_are_counted(together):
+    """Of patches of 6 that move as one, 6; the latent keeps nothing."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(400, 120 // together, generator=g).repeat_interleave(together, 1)
+    splits = {"val": [(0, 250), (250, 400)], "train": []}
+    variance, unison = calibration.left_out(lambda rows: x[rows], LinearAutoencoder(120, 1), splits)
+    torch.testing.assert_close(variance, x.square().mean(0))
+    assert unison == pytest.approx(together, rel=0.05)
+
+
 @pytest.mark.parametrize(
     "degrees, in_50, in_90", [(2, 0.816, 2.920), (4, 0.741, 2.132), (7, 0.711, 1.895)]
 )
