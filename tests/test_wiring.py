@@ -309,7 +309,7 @@ def test_the_best_average_is_kept(folder, tmp_path, monkeypatch):
         save(path, state)
 
     monkeypatch.setattr(checkpoints, "save", keep)
-    run = trained(folder, tmp_path, "--steps", 40, "--lr", 0.03, "--ema", 0.5, "--warmup", 0)
+    run = trained(folder, tmp_path, "--steps", 40, "--lr", 0.05, "--ema", 0.5, "--warmup", 0)
     losses = {line["step"]: line["val_loss"] for line in run.log}
     best = min(losses, key=losses.get)
     assert len(losses) == 20 and best < 40, losses
