@@ -288,9 +288,8 @@ def open_subject(a, run):
     splits = {s: subject.segments(s, validation=not a.no_validation) for s in ("train", "val")}
     check_length(a, splits["train"], folder)
     rows = np.concatenate([np.arange(low, high) for low, high in splits["train"]])
-    a.again = len(subject.segments("val")) and ...
     if a.preset == "auto":
-        beyond.auto.choose(a, subject, len(rows), run)
+        beyond.auto.choose(a, subject, len(rows))
     choose_sizes(a, len(rows))
     note_doubts(a, subject, len(rows), ENOUGH)  # what may disappoint is said before, not after
     return subject, splits, rows
@@ -313,15 +312,11 @@ def prepare(a, where, run):
 
     model, config = build(a, subject, autoencoder.latent_dim)
     batches = Batches(a, subject, normaliser, splits, latents_of, where)
-    if a.prior == "gaussian" or a.closed_form:
-        model.fit(a, subject, z_all, batches)
-
     names = "mean", "std", "eeg_scale"
     statistics = {name: torch.from_numpy(getattr(normaliser, name)) for name in names}
     ckpt = {"config": config, "normaliser": statistics, "subject": os.path.abspath(subject.folder)}
-    if beyond:  # --prior gaussian is fitted, and kept is what sample.py asks of training frames
-        given = autoencoder, latents_of, subject, normaliser, splits
-        ckpt["measured"] = beyond.measured(model, *given)
+    if beyond:  # what chapters know in closed form; kept is what sample.py asks of training frames
+        ckpt["measured"] = beyond.measured(a, model, autoencoder, normaliser, subject, batches)
     return batches, autoencoder, model.to(where), ckpt
 
 

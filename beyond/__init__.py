@@ -35,7 +35,8 @@ from . import (
     whole_runs,
     windows,
 )
-from .drawing import WholeRuns, measured, spread
+from .drawing import WholeRuns, spread
+from .network import measured
 
 # What --preset tiny takes of them: for the synthetic subject and sessions of minutes.
 TINY = {

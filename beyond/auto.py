@@ -19,6 +19,7 @@ import time
 
 import torch
 
+from tools.device import pick_device
 from tools.ranks import say
 
 ALWAYS = {
@@ -56,7 +57,7 @@ ENOUGH = 2500  # training frames, from which on they are many
 AROUND = 4.8  # s of EEG shown before and after the frames of a window
 
 
-def choose(a, subject, frames, where):
+def choose(a, subject, frames):
     """Fill in the flags of train.py that are not given; say what was chosen, and why."""
     many = frames >= ENOUGH
     recipe = {**ALWAYS, **(MANY if many else FEW), "context": max(1, round(AROUND / subject.tr))}
@@ -67,6 +68,8 @@ def choose(a, subject, frames, where):
     if a.steps is None:
         a.steps = max(1, a.epochs * frames // (a.frames * a.batch_size))
 
+    everything = sum(high - low for low, high in subject.segments("train", validation=False))
+    a.again = everything / frames  # as many steps more when no run is left out
     C = subject.eeg.shape[1]
     why = f"fewer than {ENOUGH:,}, so the EEG encoder is held back"
     if many:
@@ -74,15 +77,15 @@ def choose(a, subject, frames, where):
     say(
         f"auto: {frames:,} training frames, {why}; {C} channels; EEG of {a.context} frames "
         f"({a.context * subject.tr:.1f} s) around windows. Closed form, stacked with a network of "
-        f"width {a.width}, depth {a.depth}: {a.steps:,} steps, about {minutes(a, C, where):.0f} "
+        f"width {a.width}, depth {a.depth}: {a.steps:,} steps, about {minutes(a, C):.0f} "
         "minutes here; --steps 0, the closed form alone, is ready in one or two"
     )
 
 
-def minutes(a, channels, where):
+def minutes(a, channels):
     """What training takes, about: the products of its matrices at the rate of this device, and 40
     ms a step for all else. (Forward and backward are six operations a weight and token.)"""
-    x = torch.randn(1024, 1024, device=where)
+    x = torch.randn(1024, 1024, device=pick_device(a.device))
     began = time.time()
     for _ in range(4):
         float((x @ x).sum())
@@ -97,8 +100,10 @@ def minutes(a, channels, where):
 def passes(a):
     """Settings to train with, one after the other: a; and if a run was left out to choose by, the
     same on all training runs, for as long as was best."""
+    if a.steps == 0:
+        a.no_validation = True
     yield a
-    if a.preset != "auto" or a.no_refit or a.no_validation or a.steps == 0:
+    if a.preset != "auto" or a.no_refit or a.no_validation:
         return
     path = os.path.join(a.out, "ckpt.pt")
     found = torch.load(path, map_location="cpu", weights_only=True)

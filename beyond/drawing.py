@@ -14,7 +14,6 @@ from . import (
     calibration,
     computed_once,
     gaussian_prior,
-    joint,
     opposite_pairs,
     stacked,
     weighted_projection,
@@ -196,22 +195,6 @@ def left_out(study):
     if study.measured:
         return study.measured["left_out"]
     return calibration.left_out(study.frames, study.autoencoder, study.splits)
-
-
-def measured(model, autoencoder, latents_of, subject, normaliser, splits):
-    """For train.py: fit the model's prior, if it has one. Returned is what sample.py would else
-    measure, and cannot of a subject with test frames only; None if the autoencoder is not yet what
-    it will be."""
-    if isinstance(autoencoder, joint.JointAutoencoder):
-        return None
-    prior = getattr(model, "prior", None) or gaussian_prior.GaussianPrior(autoencoder.latent_dim)
-    prior.fit([latents_of(np.arange(low, high))[0] for low, high in splits["train"]])
-
-    def frames(rows):
-        return torch.from_numpy(normaliser.zscore(subject.fmri[rows]))
-
-    found = calibration.left_out(frames, autoencoder, splits)
-    return {"left_out": found, "prior": prior.state_dict()}
 
 
 def spread(a, study):

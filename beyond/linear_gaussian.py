@@ -100,7 +100,7 @@ class LinearGaussian(nn.Module):
         mean = (band / band.sum(0)).to(self.mean)
         found = []
         for eeg in around(read, low, high, late):
-            u = spectra(eeg[None], bins, SPAN)[0]  # [t,C,bins]
+            u = spectra(eeg.to(self.mean)[None], bins, SPAN)[0]  # [t,C,bins]
             u = (u.real**2 + u.imag**2) @ mean  # [t,C,bands]
             found.append(u.flatten(1))
         return torch.cat(found)

@@ -3,13 +3,21 @@ start."""
 
 import functools
 
+import numpy as np
 import torch
 
 from neuroframes import EEGEncoder, NeuroFrames
-
 from tools.ranks import say
 
-from . import band_power, gaussian_prior, linear_gaussian, stacked, velocity
+from . import (
+    band_power,
+    calibration,
+    gaussian_prior,
+    joint,
+    linear_gaussian,
+    stacked,
+    velocity,
+)
 
 
 def choose(a, subject, config):
@@ -43,20 +51,6 @@ class Network(NeuroFrames):
             self.linear = linear_gaussian.LinearGaussian(d, **linear)
             self.register_buffer("share", torch.ones(stacked.LEVELS, d))  # of the closed form
 
-    def fit(self, a, subject, z_all, batches):
-        """What is known in closed form, from latents z_all [T,d] and the EEG of a train.Batches;
-        and the spectra of the EEG, if windows never begin between frames."""
-        segments = batches.splits["train"]
-        z = [z_all[low:high] for low, high in segments]
-        read = batches.read_eeg
-        if self.prior is not None:
-            self.prior.fit(z)
-        if self.linear is not None:
-            say(self.linear.fit(read, segments, z, subject.tr, linear_gaussian.delay(subject)))
-            if a.steps:
-                share = 0.5 if a.share is None else torch.tensor(a.share)
-                self.share.copy_(share)  # before a validation run tells, or as another one told
-
     def with_prior(self, out, z_n, n, times):
         """The transformer's answer [B,K,d] at times [K], the prior's added: eps, or v."""
         if self.prior is None:
@@ -80,3 +74,28 @@ class Network(NeuroFrames):
         out = self.with_prior(out, z_n, n, torch.arange(z_n.shape[1]))
         target = eps if self.predict == "eps" else velocity.velocity(self.schedule, z, n, eps)
         return (out - target).square()
+
+
+def measured(a, model, autoencoder, normaliser, subject, batches):
+    """For train.py: fit what a Network knows in closed form, from its Batches. Returned is what
+    sample.py would else measure, and cannot of a subject with test frames only; None if the
+    autoencoder is not yet what it will be."""
+    if isinstance(autoencoder, joint.JointAutoencoder):
+        return None
+    segments, read = batches.splits["train"], batches.read_eeg
+    z = [batches.latents_of(np.arange(low, high))[0] for low, high in segments]
+    prior = getattr(model, "prior", None) or gaussian_prior.GaussianPrior(autoencoder.latent_dim)
+    prior.fit(z)
+    if a.closed_form:
+        say(model.linear.fit(read, segments, z, subject.tr, linear_gaussian.delay(subject)))
+        if a.steps:  # before a validation run tells the share; or as another training was told
+            model.share.copy_(torch.tensor(0.5 if a.share is None else a.share))
+    if a.eeg_encoder == "bandpower" and not a.vary:
+        stretches = segments + batches.splits["val"]
+        batches.see = band_power.computed_once(model.encoder, read, stretches, batches.frames)
+
+    def frames(rows):
+        return torch.from_numpy(normaliser.zscore(subject.fmri[rows]))
+
+    variance = calibration.left_out(frames, autoencoder, batches.splits)
+    return {"left_out": variance, "prior": prior.state_dict()}
