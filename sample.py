@@ -29,9 +29,10 @@ have up to twice the error.
 Did the EEG help? Each score stands beside controls, on the same frames:
 
     mean_frame     0 in z-scores: what is known without any data of the test run
-    shuffled_eeg   the same model, given the EEG of other blocks of K frames. It is led astray by
-                   it, also by its jumps where blocks meet, and in direct reconstruction worse
-                   than the mean frame: to beat it shows that the EEG is *used*, no more
+    shuffled_eeg   the same model from the same noise, but frame t of all T gets the EEG of frame
+                   t - T/2 modulo T: of another run, where there are several. It is led astray
+                   by it, and in direct reconstruction worse than the mean frame: to beat it
+                   shows that the EEG is *used*, no more
     no_null_space  InterRecon without what was observed: what the EEG says by itself
     linear         straight lines between observed frames
     gaussian       the expected frames given the observed ones, without EEG, if latents were a
@@ -88,7 +89,7 @@ def parse(argv=None):
     add("--steps", type=int, default=50, help="network calls a sample; lower it if time runs out")
     add("--eta", type=float, default=0.0, help="0: DDIM (default); 1: the noise of DDPM")
     add("--batch-size", type=int, default=16, help="windows at a time; lower it if memory runs out")
-    add("--seed", type=int, default=0, help="of the noise and of the shuffled EEG (default: 0)")
+    add("--seed", type=int, default=0, help="of the noise (default: 0)")
     add("--device", help="cpu, cuda or mps (default: the best there is)")
     add("--debug", action="store_true", help="show where an error came from")
     report.add_flags(add)
@@ -244,19 +245,6 @@ class WindowsApart:
         return beyond.WholeRuns(self.a, self.study, self.seen).conditional(stretches, y, pattern)
 
 
-def shuffled(blocks, seed):
-    """Shuffled EEG: index [T], such that h[index] gives frame t the EEG of frame index[t].
-
-    blocks: arrays of successive places. Each gets the EEG of another, its neighbour on one random
-    cycle through all, so that none keeps its own (unless there is only one)."""
-    cycle = np.random.default_rng(seed).permutation(len(blocks))
-    donor = np.empty(len(blocks), int)
-    donor[cycle] = np.roll(cycle, 1)  # block cycle[i] gets the EEG of block cycle[i - 1]
-    # (A block that is longer than its donor begins the donor's anew.)
-    whose = [np.resize(blocks[j], len(block)) for j, block in zip(donor, blocks)]
-    return np.concatenate(whose)
-
-
 def observed_latents(sampler, timeline):
     """y [T,d]: what was observed, in latents; 0 where nothing was. No other frame of the truth
     reaches the sampler."""
@@ -286,11 +274,15 @@ def draw_split(sampler, timeline, split):
     held_to = pattern if projected else nothing
     wanted = {"neuroframes": (held_to, h)}
     if split == "test":
-        wanted["shuffled_eeg"] = (held_to, h[shuffled(timeline.blocks, a.seed)])
+        wanted["shuffled_eeg"] = (held_to, h.roll(len(h) // 2, 0))
     if split == "test" and projected:
         wanted["no_null_space"] = (nothing, h)
     for group in sampler.groups(timeline.stretches):
-        z = {method: sampler.draw(method, group, y, *given) for method, given in wanted.items()}
+        z = {}
+        state = sampler.generator.get_state()
+        for method, given in wanted.items():
+            sampler.generator.set_state(state)  # the same noise: only what is given differs
+            z[method] = sampler.draw(method, group, y, *given)
         if split == "test" and a.interrecon and beyond:
             z["gaussian"] = sampler.conditional(group, y, pattern)
         if split == "test" and getattr(sampler, "linear", None) is not None:

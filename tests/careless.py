@@ -159,16 +159,16 @@ CHANGES = [
     ),
     # ---- Controls and scores
     (
-        "shuffled EEG: every window keeps its own",
+        "shuffled EEG: every frame keeps its own",
         "sample.py",
-        "donor[cycle] = np.roll(cycle, 1)",
-        "donor[cycle] = cycle",
+        "h.roll(len(h) // 2, 0)",
+        "h.roll(len(h), 0)",
     ),
     (
         "shuffled EEG is not held to what was observed",
         "sample.py",
-        'wanted["shuffled_eeg"] = (held_to, h[',
-        'wanted["shuffled_eeg"] = (nothing, h[',
+        'wanted["shuffled_eeg"] = (held_to, h.roll',
+        'wanted["shuffled_eeg"] = (nothing, h.roll',
     ),
     (
         "without null space is projected all the same",
