@@ -5,9 +5,9 @@
     python sample.py --interrecon --paper  the same as the paper's Algorithm 1 has it, with DDIM's
                                            steps; with DDPM's: --steps 1000 --eta 1
 
-Writes OUT/direct/ or OUT/interrecon/: recon.npy [T_test,V] and truth.npy in z-scores, std.npy over
-samples, frames.npy (their rows in fmri.npy), metrics.json, and recon.dtseries.nii in original units
-where the subject has a space.
+Writes OUT/direct/ or OUT/interrecon/: recon.npy [T_test,V], truth.npy and shuffled.npy (recon with
+shuffled EEG) in z-scores, std.npy over samples, frames.npy (their rows in fmri.npy), metrics.json,
+r_time.npy [V], and recon.dtseries.nii in original units where the subject has a space.
 
 The paper's path through this file, for test frames x:
 
@@ -42,8 +42,8 @@ Did the EEG help? Each score stands beside controls, on the same frames:
 
 To beat straight lines proves little, for BOLD is smooth in time: `gaussian` has the same frames to
 go by, no EEG either, and far less error. So the EEG helped if the mean of the samples has less MSE
-than the mean frame (direct), and than `gaussian` and shuffled EEG (InterRecon). In how many windows
-it is ahead is printed; intervals: benchmarks/table.py.
+than the mean frame (direct), and than `gaussian` and shuffled EEG (InterRecon). Whether it did, or
+was lucky, beyond/helped.py says in a sentence; intervals: benchmarks/table.py.
 """
 
 import os
@@ -413,7 +413,7 @@ def run(a, where, folder, on_guess):
                 put_back(drawn[method], x, mask, a.upsample)
             after = (mean[:: a.upsample] - x)[mask]
             results.add_residual(before, after)
-        results.write(recon=mean, truth=x, std=std)
+        results.write(recon=mean, shuffled=drawn["shuffled_eeg"][0], truth=x, std=std)
 
         # Scores: one sample; each method's mean (the first of its three); rivals. Not the points
         # between frames.
@@ -423,7 +423,7 @@ def run(a, where, folder, on_guess):
             results.add_score(method, guess, x, places)
             on_guess(method, places, guess)
     if RANK == 0:
-        return results.finish(spread, outputs)
+        return results.finish(spread, outputs, beyond and beyond.look_back)
 
 
 @script

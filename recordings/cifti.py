@@ -54,9 +54,15 @@ def save_cifti(path, values, rows, space):
         nib.save(image, path)
 
 
+def save_maps(path, maps, space):
+    """Maps {name: [V]} as dense scalars."""
+    values = np.stack(list(maps.values()))  # [maps,V]
+    save_cifti(path, values, nib.cifti2.ScalarAxis(list(maps)), space)
+
+
 def save_space(path, space):
     """A map of zeros, whose axis says where the grayordinates lie."""
-    save_cifti(path, np.zeros((1, len(space))), nib.cifti2.ScalarAxis(["space"]), space)
+    save_maps(path, {"space": np.zeros(len(space))}, space)
 
 
 def save_dtseries(path, frames, space, tr, start):

@@ -50,6 +50,17 @@ def check_series(path, space, frames):
     assert (image.get_fdata()[:, 5] == 12.0).all()  # the constant vertex comes back as it was
 
 
+def check_maps(path, space, folder):
+    """The file holds r over time with the EEG, with shuffled EEG, and their difference [3,V]."""
+    image = nib.load(path)
+    scalars = image.header.get_axis(0)
+    assert image.header.get_axis(1) == space
+    assert scalars.name.tolist() == ["r", "r, shuffled EEG", "difference"]
+    r, shuffled = (np.load(folder / f"{name}.npy") for name in ("r_time", "r_time_shuffled"))
+    np.testing.assert_allclose(image.get_fdata(), [r, shuffled, r - shuffled], atol=1e-6)
+    assert np.flatnonzero(np.isnan(r)).tolist() == [5]  # the constant vertex
+
+
 @pytest.mark.parametrize(
     "flags",
     [
@@ -89,10 +100,14 @@ def test_sample_writes_what_it_says(session, trained, tmp_path, monkeypatch, cap
     assert scores["neuroframes"].keys() == {"whole", "visual", "visual+audio", "mine"}
 
     check_series(out / "recon.dtseries.nii", session[1], normaliser.raw(recon))
+    check_maps(out / "r_time.dscalar.nii", session[1], out)
     table = capsys.readouterr().out
     row = next(line for line in table.splitlines() if line.startswith("NeuroFrames, mean of"))
     assert float(row.split()[4]) == pytest.approx(mse, abs=1e-3)
-    assert "The EEG" in table or "whether the EEG" in table
+    # Of one run of 45 frames 16 shifts, and two blocks.
+    assert "Too few frames to tell whether the EEG helped." in table
+    assert all(row["p"] is None for row in metrics["helped"].values())
+    assert "r over time" in table
     assert (f"{metrics['residual_before'] or 0:.3f} (rms) off" in table) == bool(flags)
 
 
@@ -160,7 +175,7 @@ def test_a_file_for_each_test_stretch(trained, tmp_path, monkeypatch):
     (folder / "subject.json").write_text(json.dumps(meta))
     given = "--ckpt", trained / "ckpt.pt", "--out", tmp_path, "--samples", 1, "--steps", 2
     command(monkeypatch, sampling, *given, "--data", folder)
-    names = sorted(path.name for path in (tmp_path / "direct").glob("*.nii"))
+    names = sorted(path.name for path in (tmp_path / "direct").glob("*.dtseries.nii"))
     assert names == ["recon_run-2_frame-50.dtseries.nii", "recon_run-4_frame-135.dtseries.nii"]
     series = nib.load(tmp_path / "direct" / names[0]).header.get_axis(0)
     assert series.size == 20 and series.start == pytest.approx((5 + 5) * 0.8)

@@ -599,13 +599,19 @@ def test_scores_are_those_of_the_frames(ckpts, folder, tmp_path, flags):
                 which = method, region, metric
                 mean = values[free].mean()
                 std = np.std([values[w][free[w]].mean() for w in windows])
-                if method == "ceiling":
-                    found = run.metrics["ceiling"][region][metric]
-                    assert found == pytest.approx(mean, abs=1e-5), which
-                else:
-                    found = run.metrics["scores"][method][region][metric]
-                    assert found["mean"] == pytest.approx(mean, abs=1e-5), which
-                    assert found["std"] == pytest.approx(std, abs=1e-5), which
+                found = run.metrics["scores"][method][region][metric]
+                assert found["mean"] == pytest.approx(mean, abs=1e-5), which
+                assert found["std"] == pytest.approx(std, abs=1e-5), which
+    first, second = run.metrics["runs"]  # of 40 frames each
+    assert (first["run"], second["run"], first["frames"], second["frames"]) == (9, 10, 40, 40)
+    assert first["start"] == second["start"] == pytest.approx(5 * 0.8)
+    for low, row in ((0, first), (40, second)):
+        rows = low + np.flatnonzero(free[low : low + 40])
+        mse = ((run.neuroframes - truth)[rows] ** 2).mean()
+        r = [np.corrcoef(run.neuroframes[t], truth[t])[0, 1] for t in rows]
+        assert row["mse"] == pytest.approx(mse, abs=1e-5)
+        assert row["r"] == pytest.approx(np.mean(r), abs=1e-5)
+        assert row["mean_frame_mse"] == pytest.approx((truth[rows] ** 2).mean(), abs=1e-5)
 
 
 def decoded(monkeypatch):
@@ -753,6 +759,60 @@ def test_methods_differ_by_what_they_are_given_and_not_by_noise(
     if flags:
         alone = reconstructed(ckpts, tmp_path, "--data", other, *flags, "--no-null-space")
         np.testing.assert_allclose(run.no_null_space, alone.neuroframes, atol=1e-4)
+
+
+@pytest.mark.parametrize("flags", [[], ["--gap", 3], ["--observe", "patch", "--gap", 3]])
+def test_r_over_time_is_that_of_what_was_written(ckpts, folder, tmp_path, flags):
+    """Of what was not observed, each run less its own mean; with --upsample of the frames only.
+    shuffled.npy is what is scored as such."""
+    run = reconstructed(ckpts, tmp_path, *flags, "--upsample", 2)
+    truth = np.float64(run.arrays["truth"])
+    np.testing.assert_array_equal(run.arrays["shuffled"][::2], run.shuffled_eeg)
+    vertex = np.arange(64)
+    patch = (vertex % 8 < 4) & (vertex // 8 < 4)
+    whole = np.tile(np.isin(np.arange(40) % 6, [0, 3] if "--gap" in flags else []), 2)
+    hidden = ~whole[:, None] & ~(patch & ("--observe" in flags))
+    for name, method, made in (
+        ("r_time", "neuroframes", run.neuroframes),
+        ("r_time_shuffled", "shuffled_eeg", run.shuffled_eeg),
+    ):
+        expected = np.full(64, np.nan)
+        for v in np.flatnonzero(hidden.any(0)):
+            pair = []
+            for x in (np.float64(made[:, v]), truth[:, v]):
+                runs = [x[low : low + 40][hidden[low : low + 40, v]] for low in (0, 40)]
+                pair.append(np.concatenate([part - part.mean() for part in runs]))
+            expected[v] = np.corrcoef(*pair)[0, 1]
+        np.testing.assert_allclose(run.arrays[name], expected, atol=1e-5)
+        found = run.metrics["over_time"][method]
+        assert found.keys() == {"whole"} | ({"patch"} if "--observe" not in flags else set())
+        for region, mask in (("whole", vertex >= 0), ("patch", patch)):
+            if region in found:
+                mean = np.nanmean(expected[mask])
+                assert found[region]["r_vertices"] == pytest.approx(mean, abs=1e-5)
+    assert run.metrics["helped"].keys() == run.metrics["scores"]["neuroframes"].keys()
+
+
+def test_the_verdict_hears_of_the_truth_and_of_the_reconstruction(ckpts, folder, tmp_path):
+    """BOLD that is made of what is reconstructed: p is as low as can be. At the wrong time: not."""
+    before = reconstructed(ckpts, tmp_path)
+    subject = data.Subject(folder)
+    state = torch.load(ckpts / "tiny" / "ckpt.pt", weights_only=True)["normaliser"]
+    normaliser = data.Normaliser(**{name: t.numpy() for name, t in state.items()})
+    made = before.neuroframes + np.random.default_rng(0).standard_normal((80, 64))
+    late = [np.roll(made[low : low + 40], 20, axis=0) for low in (0, 40)]
+
+    def told(x):
+        def change(fmri):
+            fmri[TEST] = normaliser.raw(x)
+            return fmri
+
+        other = changed(folder, tmp_path, f"told-{len(os.listdir(tmp_path))}", fmri=change)
+        return reconstructed(ckpts, tmp_path, "--data", other).metrics["helped"]
+
+    assert subject.rois.keys() == {"patch"}
+    assert {row["p"] for row in told(made).values()} == {1 / 1000}
+    assert told(np.concatenate(late))["whole"]["p"] > 0.05
 
 
 def test_anchors_are_held_at_every_step_and_come_back_exactly(ckpts, tmp_path, monkeypatch):

@@ -57,7 +57,8 @@ class Scores:
 
 
 class Results:
-    """recon.npy and std.npy [T points,V], truth.npy [T,V], written as they come; and their scores.
+    """recon.npy, shuffled.npy and std.npy [T points,V], truth.npy [T,V], written as they come; and
+    their scores.
 
     a, study  sample.py's flags, and what it has opened
     timeline  a data.Timeline
@@ -67,14 +68,17 @@ class Results:
     """
 
     def __init__(self, a, study, timeline, seen, score, folder):
-        self.a, self.timeline, self.folder, self.began = a, timeline, folder, time.time()
+        self.a, self.timeline, self.seen, self.folder = a, timeline, seen, folder
+        self.subject, self.began = study.subject, time.time()
         self.whole = seen.all(1)  # [patterns]
         self.before = []
         self.after = []  # errors at what was observed, of the last projection
         valid = study.normaliser.valid
-        regions = {name: mask & valid for name, mask in study.subject.rois.items()}
-        self.scores = Scores({"whole": valid, **regions}, seen, score)
-        rows = {"recon": a.upsample, "truth": 1, "std": a.upsample}  # to a frame
+        masks = {"whole": valid, **study.subject.rois}
+        self.regions = {name: mask & valid for name, mask in masks.items()}
+        self.scores = Scores(self.regions, seen, score)
+        points = a.upsample
+        rows = {"recon": points, "shuffled": points, "truth": 1, "std": points}  # to a frame
         if a.samples == 1:
             del rows["std"]
         self.writers = {}
@@ -88,7 +92,7 @@ class Results:
         return os.path.join(self.folder, name)
 
     def write(self, **frames):
-        """The next recon, truth and std, [K or K points,V] each."""
+        """The next recon, shuffled, truth and std, [K or K points,V] each."""
         for name, writer in self.writers.items():
             writer.add(frames[name])
 
@@ -101,50 +105,50 @@ class Results:
             self.before.append(before.square().mean().item())
             self.after.append(after.abs().max().item())
 
-    def finish(self, spread, outputs):
+    def finish(self, spread, outputs, look_back):
         """frames.npy, metrics.json, plot.png; returns what `show` prints. spread: a
-        calibration.Spread, or None; outputs: writes the lab's own formats, or None."""
+        calibration.Spread, or None; outputs: writes the lab's own formats, or None; look_back:
+        beyond.look_back, or None."""
         for writer in self.writers.values():
             writer.close()
         points, rows = self.a.upsample, self.timeline.rows
         if points > 1:
             rows = (rows[:, None] + np.arange(points) / points).ravel()
         files.save_array(self.path("frames.npy"), rows)
-        summary = self.scores.summary()
-        metrics = self.metrics(summary, spread)
-        files.save_json(self.path("metrics.json"), metrics)
+        metrics = self.metrics(spread)
         arrays = {}
         for name in self.writers:
             array = np.load(self.path(f"{name}.npy"), mmap_mode="r")
             arrays[name] = array[:: len(array) // len(self.timeline.rows)]
+        maps, lines = look_back(arrays, self, metrics) if look_back else ({}, [])
+        for name, values in maps.items():
+            files.save_array(self.path(f"{name}.npy"), values)
+        files.save_json(self.path("metrics.json"), metrics)
         if self.a.plot:
             pictures.carpet(self.path("plot.png"), arrays, title(metrics))
         if outputs:
             missing = np.flatnonzero(~self.whole[self.timeline.pattern])
-            outputs.write(self.folder, arrays, missing, title(metrics))
-        return metrics, summary, self.scores, spread.told() if spread else ""
+            outputs.write(self.folder, arrays, maps, missing, title(metrics))
+        return metrics, [*lines, spread.told()] if spread else lines
 
-    def metrics(self, summary, spread):
+    def metrics(self, spread):
         """The content of metrics.json."""
         a = self.a
         asked = "gap anchors observe projection steps eta samples seed window overlap upsample"
-        found = {
+        return {
             "mode": "interrecon" if a.interrecon else "direct",
             "paper": a.paper,
             "frames": a.frames,
             **{name: getattr(a, name) for name in asked.split()},
             "null_space": a.interrecon and not a.no_null_space,
             "test_frames": len(self.timeline.rows),
-            "scores": {method: s for method, s in summary.items() if method != "ceiling"},
+            "scored_frames": sum(map(len, self.scores.windows["neuroframes"]["whole"])),
+            "scores": self.scores.summary(),
             "residual_before": float(np.mean(self.before)) ** 0.5 if self.before else None,
             "anchor_residual": max(self.after) if self.after else None,
             "calibration": spread.summary() if spread else {},
             "seconds": round(time.time() - self.began, 1),
         }
-        if "ceiling" in summary:
-            ceiling = summary["ceiling"].items()
-            found["ceiling"] = {r: {m: v["mean"] for m, v in s.items()} for r, s in ceiling}
-        return found
 
 
 def add_flags(add):
@@ -173,13 +177,14 @@ def title(metrics):
     return f"{metrics['mode']}, " + (f"mean of {n} samples" if n > 1 else "one sample")
 
 
-def show(metrics, summary, scores, told):
-    """Print the table of sample.py, and what it says in plain words. metrics and summary are those
-    of metrics.json (summary with the ceiling), scores a Scores, told what the spread says."""
-    scored = sum(map(len, scores.windows["neuroframes"]["whole"]))
+def show(metrics, lines):
+    """Print the table of sample.py, and what it says in plain words. metrics: of metrics.json;
+    lines: of beyond."""
+    summary = metrics["scores"]
     print(
-        f"\n{metrics['mode']}: {scored:,} of {metrics['test_frames']:,} test frames scored, in "
-        f"windows of {metrics['frames']}; {metrics['steps']} steps, eta {metrics['eta']:g}\n"
+        f"\n{metrics['mode']}: {metrics['scored_frames']:,} of {metrics['test_frames']:,} test "
+        f"frames scored, in windows of {metrics['frames']}; {metrics['steps']} steps, eta "
+        f"{metrics['eta']:g}\n"
         "mean over frames +- standard deviation over windows, in z-scores"
     )
     for region in summary["neuroframes"]:
@@ -189,34 +194,10 @@ def show(metrics, summary, scores, told):
                 row = summary[method][region].values()
                 cells = [f"{cell['mean']:10.3f} +- {cell['std']:.3f}" for cell in row]
                 print(f"{name.format(metrics['samples']):34}" + "".join(cells))
-    if told:
-        print(told)
-    whole = {method: regions["whole"] for method, regions in summary.items()}
-    print(f"\n{verdict(whole, scores, metrics['mode'])}")
+    print("", *lines, sep="\n")
     if metrics["residual_before"] is not None:
+        whole = {method: regions["whole"] for method, regions in summary.items()}
         print(null_space(whole, metrics))
-
-
-def verdict(whole, scores, mode):
-    """Did the EEG help? With it r must be higher than with shuffled EEG in so many windows that a
-    fair coin would do it in 2 to 3% of cases: n/2 + sqrt(n). (Neighbours are not quite
-    independent.)"""
-    ours, shuffled = (scores.windows[m]["whole"] for m in ("neuroframes", "shuffled_eeg"))
-    wins = sum(u[:, 1].mean() > v[:, 1].mean() for u, v in zip(ours, shuffled))
-    windows = len(ours)
-    r, r_shuffled = (whole[method]["r"]["mean"] for method in ("neuroframes", "shuffled_eeg"))
-    helped = "The EEG did not help measurably"
-    if windows <= 4:
-        helped = "Too few windows to tell whether the EEG helped"
-    if wins > windows / 2 + windows**0.5:
-        helped = "The EEG helped" if r - r_shuffled >= 0.005 else "The EEG helped, but hardly"
-    possible = ""
-    if "ceiling" in whole and mode == "direct":
-        possible = f" of a possible {whole['ceiling']['r']['mean']:.3f}"
-    return (
-        f"{helped}: r {r:.3f}{possible} with it, {r_shuffled:.3f} with shuffled EEG (better in "
-        f"{wins} of {windows} windows)."
-    )
 
 
 def null_space(whole, metrics):
