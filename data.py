@@ -30,6 +30,7 @@ from tqdm import tqdm
 from tools import files
 from tools.checks import check_subject
 from tools.errors import fail, script
+from tools.ranks import RANK
 
 # ---- 1. A synthetic subject, whose truth is known --------------------------------------
 
@@ -134,6 +135,15 @@ def synthetic(
             files.save_array(os.path.join(partial, f"{name}.npy"), array)
         np.savez(os.path.join(partial, "rois.npz"), patch=(sheet < side // 2).all(1))
         files.save_json(os.path.join(partial, "subject.json"), meta)
+    return folder
+
+
+def ready(out):
+    """The folder of the synthetic subject in `out`; it is made if it is not there. (Of torchrun's
+    processes the first makes it.)"""
+    folder = os.path.abspath(os.path.join(out, "synthetic"))
+    if RANK == 0 and not os.path.exists(folder):
+        synthetic(folder)
     return folder
 
 
@@ -408,7 +418,7 @@ def window_indices(windows, context=0, more=0):
     K = windows[0].length
     rows = start + np.arange(K)
     eeg_rows = np.clip(start + np.arange(-context, K + context + more), low, last)
-    return rows, eeg_rows, eeg_rows - start
+    return rows, eeg_rows, (eeg_rows - start).astype(np.float32)
 
 
 class Timeline(NamedTuple):

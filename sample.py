@@ -90,8 +90,7 @@ def parse(argv=None):
     add("--eta", type=float, default=0.0, help="0: DDIM (default); 1: the noise of DDPM")
     add("--batch-size", type=int, default=16, help="windows at a time; lower it if memory runs out")
     add("--seed", type=int, default=0, help="of the noise (default: 0)")
-    add("--device", help="cpu, cuda or mps (default: the best there is)")
-    add("--debug", action="store_true", help="show where an error came from")
+    device.add_flag(add)
     report.add_flags(add)
     if beyond:
         beyond.add_sampling_flags(add)

@@ -28,7 +28,6 @@ reach.)
 import copy
 import functools
 import math
-import os
 
 import numpy as np
 import torch
@@ -36,8 +35,8 @@ from tqdm import tqdm
 
 import data
 from neuroframes import LinearAutoencoder, NeuroFrames
-from tools import device, large, memory, processes
-from tools.checks import blaming, check_length, check_values, note_doubts, settle_training
+from tools import checkpoints, device, large, memory, processes
+from tools.checks import blaming, check_training, fill, note_doubts, settle_training
 from tools.errors import Parser, named, script
 from tools.ranks import RANK, WORLD
 from tools.run import Run
@@ -110,9 +109,8 @@ def parse(argv=None):
     add("--no-validation", action="store_true", help="train on that run too, for a known --steps")
     add("--compile", action="store_true", help="compile the transformer, where possible")
     add("--seed", type=int, default=0, help="of weights, windows and noise (default: 0)")
-    add("--device", help="cpu, cuda or mps (default: the best there is)")
     add("--resume", action="store_true", help="go on from OUT/last.pt, bit for bit on CPU")
-    add("--debug", action="store_true", help="show where an error came from")
+    device.add_flag(add)
     if beyond:
         beyond.add_training_flags(add)
     a = p.parse_args(argv)
@@ -123,9 +121,7 @@ def parse(argv=None):
 def choose_sizes(a, training_frames):
     """Fill in the sizes that flags leave open."""
     fits = a.preset == "paper" and training_frames >= ENOUGH
-    for name, value in SIZES["large" if fits else "small"].items():
-        if getattr(a, name) is None:
-            setattr(a, name, value)
+    fill(a, SIZES["large" if fits else "small"])
     if a.steps is None:
         a.steps = max(1, a.epochs * training_frames // (a.frames * a.batch_size))
 
@@ -185,25 +181,26 @@ class Batches:
         self.latents_of = latents_of  # rows [B,K] -> z [B,K,d], and their own loss or 0
         self.frames, _, self.W = subject.eeg.shape
         self.read_eeg = memory.reader(subject, normaliser, where)  # rows [B,L] -> [B,L,C,W]
-        self.see = self.read_eeg  # the same, or what an encoder makes of it first
+        self.expected = None  # [T,d] for beyond/stacked
+        self.see = self.read_eeg  # for the encoder: the same, or what it makes of it at first
         tiles = data.tile(splits["val"], a.frames)
         self.validation_windows = [window for window in tiles if window.length == a.frames]
 
     def read(self, windows, shift=0):
         """z, EEG, its times (0: a window's first frame), latents' loss. shift: beyond/windows."""
-        more = int(shift > 0)
-        rows, eeg_rows, times = data.window_indices(windows, self.a.context, more)
+        rows, eeg_rows, times = data.window_indices(windows, self.a.context, int(shift > 0))
         z, extra = self.latents_of(rows)
         eeg = self.see(eeg_rows)
         if shift > 0:
             eeg = beyond.windows.cut(eeg, shift)
             times = times[:, :-1] + shift / self.W
-        return z, eeg, torch.from_numpy(times.astype(np.float32)).to(self.where), extra
+        return z, eeg, torch.from_numpy(times).to(self.where), extra
 
     def draw(self, step, d, schedule):
         """(batch, extra loss, number of windows) of a step. All that is random follows from (seed,
         step). Of torchrun's processes each gets its share of the windows."""
-        torch.manual_seed(self.a.seed * 1_000_003 + step)  # so that --resume draws the same
+        seed = self.a.seed * 1_000_003 + step
+        torch.manual_seed(seed)  # so that --resume draws the same
         rng = np.random.default_rng([self.a.seed, step])
         K, shift = self.a.frames, 0
         if self.a.vary:
@@ -213,20 +210,22 @@ class Batches:
         n = torch.randint(schedule.steps, (count,))
         eps = torch.randn(count, windows[0].length, d)  # K, or less where runs are shorter
         windows, n, eps = processes.share(windows, n, eps)
-        processes.seed_dropout(self.a.seed * 1_000_003 + step)  # of encoders that have one
+        processes.seed_dropout(seed)  # of encoders that have one
         z, eeg, times, extra = self.read(windows, shift)
         return (z, n.to(self.where), eps.to(self.where), eeg, times), extra, count
 
     def validation(self, schedule):
-        """(batch, extra loss) of the validation run, on noise that is the same every time."""
+        """(batch, extra loss, windows) of the validation run, on noise that is the same every
+        time."""
         size, windows = self.a.batch_size, self.validation_windows
         for i in range(RANK * size, len(windows), WORLD * size):
-            z, eeg, times, extra = self.read(windows[i : i + size])
+            some = windows[i : i + size]
+            z, eeg, times, extra = self.read(some)
             for level in range(8):  # each window at all levels of noise, evenly
                 g = torch.Generator().manual_seed(level)
                 n = (level + torch.rand(len(z), generator=g)) / 8 * schedule.steps
                 eps = torch.randn(z.shape, generator=g)
-                yield (z, n.long().to(self.where), eps.to(self.where), eeg, times), extra
+                yield (z, n.long().to(self.where), eps.to(self.where), eeg, times), extra, some
 
 
 # ---- The steps of the loop -------------------------------------------------------------
@@ -240,12 +239,18 @@ def window_losses(net, weight, z, n, eps, eeg, times):
 
 @torch.no_grad()
 def validate(net, weight, batches):
-    """Mean loss of the windows of the validation run; None if there are none."""
+    """Mean loss of the windows of the validation run, as errors of v; None if there are none.
+
+    An error in eps is sqrt(abar) times that in v (beyond/velocity), so that at noisy steps, where
+    sampling begins, eps hides what matters: a network with the lower error in eps may draw samples
+    of twenty times the variance."""
     if not batches.validation_windows:
         return None
     total = torch.zeros(2, device=batches.where)  # sum, count
-    for batch, extra in batches.validation(net.schedule):
+    for batch, extra, _ in batches.validation(net.schedule):
         losses = window_losses(net, weight, *batch) + extra  # [B]
+        if batches.a.predict == "eps":
+            losses = losses / net.schedule.alpha_bar[batch[1].cpu()].to(losses)
         total += torch.stack([losses.sum(), losses.new_tensor(len(losses))])
     loss, count = processes.summed(total)
     return float(loss / count)
@@ -278,15 +283,12 @@ def update_average(averaged, model, ema, step):
 
 def open_subject(a, run):
     """(subject, its training and validation stretches, rows of its training frames)."""
-    folder = a.data or os.path.join(a.out, "synthetic")
-    if not os.path.exists(folder) and not a.data and RANK == 0:
-        data.synthetic(folder)
+    folder = a.data or data.ready(a.out)
     processes.barrier()
     subject = data.Subject(folder)
-    check_values(subject)
     run.check_data(subject)
     splits = {s: subject.segments(s, validation=not a.no_validation) for s in ("train", "val")}
-    check_length(a, splits["train"], folder)
+    check_training(a, subject, splits["train"])
     rows = np.concatenate([np.arange(low, high) for low, high in splits["train"]])
     if a.preset == "auto":
         beyond.auto.choose(a, subject, len(rows))
@@ -312,9 +314,8 @@ def prepare(a, where, run):
 
     model, config = build(a, subject, autoencoder.latent_dim)
     batches = Batches(a, subject, normaliser, splits, latents_of, where)
-    names = "mean", "std", "eeg_scale"
-    statistics = {name: torch.from_numpy(getattr(normaliser, name)) for name in names}
-    ckpt = {"config": config, "normaliser": statistics, "subject": os.path.abspath(subject.folder)}
+    statistics = checkpoints.tensors(normaliser, "mean", "std", "eeg_scale")
+    ckpt = {"config": config, "normaliser": statistics, "subject": subject.folder}
     if beyond:  # what chapters know in closed form; kept is what sample.py asks of training frames
         ckpt["measured"] = beyond.measured(a, model, autoencoder, normaliser, subject, batches)
     return batches, autoencoder, model.to(where), ckpt
@@ -340,11 +341,9 @@ def train(a, where, run):
     # mean is taken.
     losses_of = processes.parallel(functools.partial(window_losses, model, weight), model)
     run.begin(model=model, averaged=averaged, autoencoder=autoencoder, optimizer=optimizer)
-    weights = {"model": averaged.state_dict(), "autoencoder": autoencoder.state_dict()}  # views
-    if a.closed_form:
-        expected = beyond.stacked.expected(model, batches)
-    if a.steps == 0:  # the closed form alone
-        run.keep(**ckpt, **weights)
+    ckpt |= {"model": averaged.state_dict(), "autoencoder": autoencoder.state_dict()}  # views
+    if a.steps == 0:  # beyond/linear_gaussian alone
+        run.keep(**ckpt)
 
     for step in run.steps():
         # Windows, diffusion steps and noise, and Eq. 3 on them. On GPUs that can, in bfloat16.
@@ -370,17 +369,18 @@ def train(a, where, run):
             run.log(val_loss, learning_rate(a, step))
             if run.is_best(val_loss):  # the lowest so far; without a validation run always
                 if a.closed_form:
-                    beyond.stacked.fit(averaged, expected, batches)
-                run.keep(**ckpt, **weights)  # ckpt.pt
+                    beyond.stacked.fit(averaged, batches)
+                run.keep(**ckpt)  # ckpt.pt
             run.save()  # last.pt, for --resume
     run.report()
 
 
 @script
 def main(argv=None):
-    a = parse(argv)
-    where = device.pick_device(a.device)
-    for a in beyond.auto.passes(a) if beyond else [a]:
+    given = parse(argv)
+    where = device.pick_device(given.device)
+    # (Once; --preset auto: twice, at first to choose, and then on all training runs.)
+    for a in beyond.auto.passes(given) if beyond else [given]:
         with memory.advice(where, a, "batch_size", "width", "latent_dim"), Run(a) as run:
             train(a, where, run)
     processes.part()

@@ -19,6 +19,7 @@ import time
 
 import torch
 
+from tools.checks import fill
 from tools.device import pick_device
 from tools.ranks import say
 
@@ -63,8 +64,7 @@ def choose(a, subject, frames):
     recipe = {**ALWAYS, **(MANY if many else FEW), "context": max(1, round(AROUND / subject.tr))}
     if a.autoencoder == "joint":
         recipe |= {"prior": "none", "loss": "latent", "closed_form": False}
-    chosen = {name: value for name, value in recipe.items() if getattr(a, name) is None}
-    vars(a).update(chosen)
+    fill(a, recipe)
     if a.steps is None:
         a.steps = max(1, a.epochs * frames // (a.frames * a.batch_size))
 

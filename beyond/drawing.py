@@ -72,8 +72,8 @@ class WholeRuns:
         return [stretches[i : i + count] for i in range(0, len(stretches), count)]
 
     def encode_eeg(self, split):
-        """What the EEG says of a split's frames, [T,points,d_e], at times TR / points apart: tokens;
-        and with a closed form, whose mean it says, [T,points,d_e + d]."""
+        """What the EEG says of a split's frames, at times TR / points apart: tokens
+        [T,points,d_e]; and with a closed form beside them what it expects, [T,points,d_e + d]."""
         study, points = self.study, self.a.upsample
         found = []
         for j in range(points):

@@ -6,9 +6,9 @@ bands; or its logarithm; averaged over the EEG of some seconds with a Gaussian's
 
     p_t = sum over lags l of g(l) power_{t+l},      m = E[z | EEG] = B p + b
 
-When the Gaussian's centre is and how wide, log or plain, and the penalty of each latent are what
-predicts best runs that were left out. What those predictions miss, r = z - m, is taken for a
-Gaussian process with the autocovariance C that it has there. So the noise is known exactly,
+Where the Gaussian's centre is and how wide it is, log or plain, and the penalty of each latent are
+chosen by what best predicts runs that were left out. What those predictions miss, z - m, is taken
+for a Gaussian process with the autocovariance C that it has there. So the noise is known exactly,
 
     E[eps | z_n, EEG] = sqrt(1 - abar) (abar C + (1 - abar) I)^-1 (z_n - sqrt(abar) m)
 
@@ -46,18 +46,9 @@ def ridge(X, z):
     return U, power.clamp(min=0), U.T @ (X.T @ z).double()
 
 
-def folds(lengths):
-    """Which of at most five folds each frame is in, [t] a stretch: by whole stretches; of fewer
-    than three, by quarters of all frames."""
-    n, total = len(lengths), sum(lengths)
-    if n >= 3:
-        return [torch.full((t,), i * min(n, 5) // n) for i, t in enumerate(lengths)]
-    return list((torch.arange(total) * 4 // total).split(lengths))
-
-
 def predictions(X, z, fold):
-    """What ridge says of each frame from the other folds, at every penalty: [ratios,T,d]. fold [T]:
-    whole numbers."""
+    """z [T,d] as ridge predicts it from X [T,F] of all folds but a frame's own, fold [T], at every
+    penalty: [ratios,T,d]."""
     found = torch.empty(len(RATIOS), *z.shape)
     for k in fold.unique():
         held = fold == k
@@ -65,27 +56,39 @@ def predictions(X, z, fold):
         offset = z[~held].mean(0)
         left, power, right = ridge(X[~held] - mean, z[~held] - offset)
         side = (X[held] - mean).double() @ left  # [held,r]
-        variance = X[~held].var(0).sum()
-        for i, ratio in enumerate(RATIOS):
-            guess = side @ (right / (power[:, None] + ratio * variance))
+        for i, penalty in enumerate(RATIOS * X.var(0).sum()):
+            guess = side @ (right / (power[:, None] + penalty))  # [held,d]
             found[i, held] = guess.to(z) + offset
     return found
+
+
+def borders(segments):
+    """Of each of the T frames of segments, one after the other: the first and last frame of its
+    segment, and which of at most five folds it is in, [T] each. Folds are of whole segments; of
+    fewer than three, quarters of all frames."""
+    length = torch.tensor([high - low for low, high in segments])
+    run = torch.arange(len(length)).repeat_interleave(length)  # [T]
+    last = length.cumsum(0)[run] - 1
+    first = last - length[run] + 1
+    if len(length) > 2:
+        return first, last, run * min(len(length), 5) // len(length)
+    return first, last, torch.arange(len(run)) * 4 // len(run)
 
 
 class LinearGaussian(nn.Module):
     """Latents given the EEG, in closed form.
 
-    features  C bands;   cycles, bands  see band_power
-    reach     lags, in frames, on each side
+    cycles, bands  the highest frequency, in cycles a window, and bands up to there: F = C bands
+    tr, delay      of the subject, in seconds: a frame's EEG in files is `delay` older
     """
 
-    def __init__(self, latent_dim, features, cycles, bands, reach):
+    def __init__(self, latent_dim, channels, cycles, bands, tr, delay):
         super().__init__()
-        self.cycles, self.bands, self.reach = cycles, bands, reach
-        self.register_buffer("logarithm", torch.tensor(True))
+        self.cycles, self.bands, self.tr, self.delay = cycles, bands, tr, delay
+        features = channels * bands
+        self.register_buffer("chosen", torch.zeros(3))  # log or not, late, width
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("std", torch.ones(features))
-        self.register_buffer("lags", torch.zeros(2 * reach + 1))  # g(l), l = -reach ... reach
         self.register_buffer("weight", torch.zeros(features, latent_dim))  # B^T
         self.register_buffer("bias", torch.zeros(latent_dim))  # b
         self.residual = GaussianPrior(latent_dim)  # C
@@ -106,25 +109,25 @@ class LinearGaussian(nn.Module):
         return torch.cat(found)
 
     def transformed(self, power):
-        return torch.log(power + 1e-30) if self.logarithm else power
+        return torch.log(power + 1e-30) if self.chosen[0] else power
 
-    def standardised(self, power):
-        x = self.transformed(power)
-        return ((x - self.mean) / self.std).clamp(-6, 6)  # a bad moment may not decide
-
-    def smooth(self, x, rows):
-        """Sum over lags of g(l) x[row + l] for some rows of a stretch x [t,F]."""
-        total = torch.zeros(len(rows), x.shape[1], device=x.device)
-        for lag, g in enumerate(self.lags.tolist(), -self.reach):
-            if g:
-                total += g * x[(rows + lag).clamp(0, len(x) - 1)]
-        return total
+    def features(self, power, rows, first, last):
+        """p [rows,F] of some rows of power [T,F], whose stretches have the rows first to last."""
+        x = (self.transformed(power) - self.mean) / self.std
+        x = x.clamp(-6, 6)  # a bad moment may not decide
+        _, late, width = (self.chosen / self.tr).tolist()  # in frames
+        centre = self.delay / self.tr - 0.5 - late  # from the middle of a window
+        p = 0
+        for lag in range(math.floor(centre - 2.5 * width), math.ceil(centre + 2.5 * width) + 1):
+            g = math.exp(-0.5 * ((lag - centre) / width) ** 2)
+            p = p + g * x[(rows + lag).clamp(first, last)]
+        return p
 
     def expected(self, read, low, high, late=0):
         """m [high - low,d] of a stretch."""
-        x = self.standardised(self.power(read, low, high, late))
-        p = self.smooth(x, torch.arange(len(x), device=x.device))
-        return p @ self.weight + self.bias
+        power = self.power(read, low, high, late)
+        rows = torch.arange(len(power), device=power.device)
+        return self.features(power, rows, rows[0], rows[-1]) @ self.weight + self.bias
 
     def eps(self, z_n, n, schedule, m, times):
         """E[eps | z_n, EEG] for z_n [B,K,d] at step n [B], with m [B,K,d] at times [K]."""
@@ -133,88 +136,61 @@ class LinearGaussian(nn.Module):
 
     # ---- The fit -----------------------------------------------------------------------
 
-    def features(self, x, rows):
-        """p [T,F] of some rows of each stretch x [t,F], one stretch after the other."""
-        return torch.cat([self.smooth(part, row) for part, row in zip(x, rows)])
-
-    def respond(self, late, width, tr, delay):
-        """g(l): the EEG of a window's middle comes to BOLD `late` s later, +- `width` s."""
-        seconds = tr * torch.arange(-self.reach, self.reach + 1) + tr / 2 - delay  # [lags]
-        g = torch.exp(-0.5 * ((seconds + late) / width) ** 2)
-        self.lags.copy_(torch.where(g > 0.03, g, 0.0))
-
-    def standardise(self, power, logarithm):
-        """x, a list of [t,F]: power or its logarithm, of mean 0 and variance 1."""
-        self.logarithm.fill_(logarithm)
-        self.mean.zero_()
-        self.std.fill_(1.0)
-        x = torch.cat([self.transformed(p) for p in power])
+    def choose(self, power, *chosen):
+        self.chosen.copy_(torch.tensor(chosen))
+        x = self.transformed(power)  # [T,F]
         self.mean.copy_(x.mean(0))
         self.std.copy_(x.std(0).clamp(min=1e-30))
-        return [self.standardised(p) for p in power]
 
     @torch.no_grad()
-    def fit(self, read, segments, z, tr, delay):
-        """To latents z, a list of [t,d], of training segments [low, high). tr, and delay, by which
-        the EEG in files is early already, in seconds. Returns a line that says what was chosen."""
-        power = [self.power(read, low, high).cpu() for low, high in segments]
-        lengths = [len(p) for p in power]
-        fold = folds(lengths)
-        z = [part.cpu() for part in z]
+    def fit(self, read, segments, z):
+        """To latents z [T,d] of training segments [low, high). Returns what was found, in words."""
+        power = torch.cat([self.power(read, low, high) for low, high in segments])  # [T,F]
+        every = torch.arange(len(power))
+        first, last, fold = borders(segments)
 
         # Which settings predict best? Some frames tell.
-        step = -(-sum(lengths) // ENOUGH)
-        some = [torch.arange(0, t, step) for t in lengths]
-        some_z = torch.cat([part[::step] for part in z])
-        some_fold = torch.cat([part[::step] for part in fold])
+        some = every[:: -(-len(every) // ENOUGH)]
 
-        def error(x, late, width):
-            self.respond(late, width, tr, delay)
-            found = predictions(self.features(x, some), some_z, some_fold)
-            return float((found - some_z).square().mean(1).min(0)[0].mean())
+        def error(*chosen):
+            self.choose(power, *chosen)
+            p = self.features(power, some, first[some], last[some])
+            missed = predictions(p, z[some], fold[some]) - z[some]  # [ratios,some,d]
+            return missed.square().mean(1).amin(0).mean()
 
-        kinds = {logarithm: self.standardise(power, logarithm) for logarithm in (False, True)}
-        logarithm = min(kinds, key=lambda kind: error(kinds[kind], 5.0, 1.5))
-        x = self.standardise(power, logarithm)
-        grid = [(late, width) for late in LATE for width in WIDTH]
-        late, width = min(grid, key=lambda pair: error(x, *pair))
+        logarithm = min((0, 1), key=lambda kind: error(kind, 5.0, 1.5))
+        grid = [(logarithm, late, width) for late in LATE for width in WIDTH]
+        self.choose(power, *min(grid, key=lambda chosen: error(*chosen)))
 
         # All frames: the penalty of each latent, what predictions miss, and the weights.
-        self.respond(late, width, tr, delay)
-        X = self.features(x, [torch.arange(t) for t in lengths])  # [T,F]
-        z = torch.cat(z)  # [T,d]
-        found = predictions(X, z, torch.cat(fold))  # [ratios,T,d]
+        p = self.features(power, every, first, last)  # [T,F]
+        found = predictions(p, z, fold)  # [ratios,T,d]
         best = (found - z).square().mean(1).argmin(0)  # [d]
-        guess = found[best, :, torch.arange(z.shape[1])].T  # [T,d]
-        self.residual.fit((z - guess).split(lengths))
-        left, scale, right = ridge(X - X.mean(0), z - z.mean(0))
-        penalty = RATIOS[best] * X.var(0).sum()  # [d]
+        missed = z - found[best, :, torch.arange(len(best))].T  # [T,d]
+        self.residual.fit(missed.split([high - low for low, high in segments]))
+        left, scale, right = ridge(p - p.mean(0), z - z.mean(0))
+        penalty = RATIOS[best] * p.var(0).sum()  # [d]
         self.weight.copy_(left @ (right / (scale[:, None] + penalty)))
-        self.bias.copy_(z.mean(0) - X.mean(0) @ self.weight)
-        missed = float((z - guess).square().mean() / z.square().mean())
-        kind = "log power" if logarithm else "power"
+        self.bias.copy_(z.mean(0) - p.mean(0) @ self.weight)
+
+        _, late, width = self.chosen.tolist()
         return (
-            f"closed form: {kind} {late:g} +- {width:g} s before BOLD; explains {1 - missed:.1%} of "
-            "latents' variance in runs that were left out"
+            f"closed form: {'log power' if logarithm else 'power'} {late:g} +- {width:g} s before "
+            f"BOLD explains {1 - missed.square().mean() / z.square().mean():.1%} of the latents' "
+            "variance in runs that were left out"
         )
-
-
-def delay(subject):
-    """Seconds by which the EEG in files is paired with later frames."""
-    meta = subject.meta
-    return meta.get("delay_in_files", meta.get("delay", 4.0))
 
 
 def settings(config, subject):
     """What LinearGaussian is made with, of a network's `config`."""
-    cycles = min(round(75 * subject.tr), config["samples"] // 2)  # up to 75 Hz
-    bands = min(40, 2560 // config["channels"], SPAN * cycles)
-    seconds = max(abs(late - delay(subject)) for late in LATE) + 2 * max(WIDTH)
+    channels, tr = config["channels"], subject.tr
+    cycles = min(round(75 * tr), config["samples"] // 2)  # up to 75 Hz
     return {
-        "features": config["channels"] * bands,
+        "channels": channels,
         "cycles": cycles,
-        "bands": bands,
-        "reach": math.ceil(seconds / subject.tr),
+        "bands": min(40, 2560 // channels, SPAN * cycles),
+        "tr": tr,
+        "delay": subject.meta.get("delay_in_files", subject.meta.get("delay", 4.0)),
     }
 
 

@@ -87,7 +87,10 @@ def measured(a, model, autoencoder, normaliser, subject, batches):
     prior = getattr(model, "prior", None) or gaussian_prior.GaussianPrior(autoencoder.latent_dim)
     prior.fit(z)
     if a.closed_form:
-        say(model.linear.fit(read, segments, z, subject.tr, linear_gaussian.delay(subject)))
+        say(model.linear.fit(read, segments, torch.cat(z).cpu()))
+        batches.expected = torch.zeros(batches.frames, model.share.shape[1])
+        for low, high in batches.splits["val"]:
+            batches.expected[low:high] = model.linear.expected(read, low, high).cpu()
         if a.steps:  # before a validation run tells the share; or as another training was told
             model.share.copy_(torch.tensor(0.5 if a.share is None else a.share))
     if a.eeg_encoder == "bandpower" and not a.vary:

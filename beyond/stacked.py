@@ -20,6 +20,8 @@ Gain    real-format session, direct: MSE 0.8 -> 0.7
 
 import torch
 
+from tools.processes import summed
+
 LEVELS = 8
 
 
@@ -47,38 +49,24 @@ def stacked(model, network, m, times):
 
 
 @torch.no_grad()
-def expected(model, batches):
-    """m [T,d] of the frames of the validation run; else 0."""
-    m = torch.zeros(batches.frames, model.linear.bias.shape[0], device=batches.where)
-    for low, high in batches.splits["val"]:
-        m[low:high] = model.linear.expected(batches.read_eeg, low, high)
-    return m
-
-
-@torch.no_grad()
-def fit(model, m, batches):
+def fit(model, batches):
     """Set model.share by the validation windows of train.Batches, of whose frames the closed form
-    expects m [T,d]."""
-    schedule, size = model.schedule, batches.a.batch_size
-    windows = batches.validation_windows
-    if not windows:
-        return
-    fits = torch.zeros(2, LEVELS, m.shape[1], device=m.device)
-    for i in range(0, len(windows), size):
-        some = windows[i : i + size]
-        z, eeg, times, _ = batches.read(some)
-        rows = torch.tensor([w.start for w in some])[:, None] + torch.arange(z.shape[1])
-        h = model.encoder(eeg)  # [B,L,d_e]
-        for level in range(LEVELS):
-            g = torch.Generator().manual_seed(level)
-            n = torch.full((len(z),), int((level + 0.5) / LEVELS * schedule.steps)).to(z.device)
-            eps = torch.randn(z.shape, generator=g).to(z)
-            z_n = schedule.add_noise(z, n, eps)
-            network = model(z_n, n, h, times)  # [B,K,d]
-            linear = model.linear.eps(z_n, n, schedule, m[rows], torch.arange(z.shape[1]))
-            gap = linear - network
-            fits[0, level] += ((eps - network) * gap).sum((0, 1))
-            fits[1, level] += gap.square().sum((0, 1))
-    common = fits.mean(2, keepdim=True)  # of all latents
-    product, square = fits + common
-    model.share.copy_((product / square).clamp(0, 1))
+    expects batches.expected [T,d]. Without any it stays."""
+    schedule = model.schedule
+    products = torch.zeros_like(model.share)
+    squares = torch.zeros_like(model.share)
+    for (z, n, eps, eeg, times), _, windows in batches.validation(schedule):
+        frames = torch.arange(z.shape[1])
+        rows = torch.tensor([window.start for window in windows])[:, None] + frames  # [B,K]
+        m = batches.expected[rows].to(z)  # [B,K,d]
+        z_n = schedule.add_noise(z, n, eps)
+        of_network = model(z_n, n, model.encoder(eeg), times)  # [B,K,d]
+        gap = model.linear.eps(z_n, n, schedule, m, frames) - of_network  # [B,K,d]
+        level = n[0] * LEVELS // schedule.steps  # that of all in a batch
+        products[level] += ((eps - of_network) * gap).sum((0, 1))
+        squares[level] += gap.square().sum((0, 1))
+    products, squares = summed(torch.stack([products, squares]))
+    if squares.any():
+        common = products.mean(1, keepdim=True)  # of an average latent
+        share = (products + common) / (squares + squares.mean(1, keepdim=True))
+        model.share.copy_(share.clamp(0, 1))

@@ -66,7 +66,6 @@ def parse(argv=None):
         "--split",
         help="folders: a CineBrain JSON of test clips (default: the last fifth of the runs)",
     )
-    add("--debug", action="store_true", help="show where an error came from")
     a = p.parse_args(argv)
     check_positive(a, "fs", "tr", "channels", "frames_per_run")
     check_range(a, 0, 60, "delay")

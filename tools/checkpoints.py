@@ -14,6 +14,11 @@ def save(path, state):
     files.replace(path, lambda f: torch.save(state, f))
 
 
+def tensors(thing, *names):
+    """{name: tensor} of its arrays, which torch.load(weights_only=True) reads again."""
+    return {name: torch.from_numpy(getattr(thing, name)) for name in names}
+
+
 def has(state, key):
     """Does a nested dict have a key such as "settings.frames"?"""
     for part in key.split("."):

@@ -71,15 +71,22 @@ def settle_training(a, paper, beyond):
     recipe = recipes[a.preset]
     if a.autoencoder == "joint":
         recipe = {**recipe, "prior": "none", "loss": "latent", "closed_form": False}
-    for name, value in recipe.items():
-        if getattr(a, name) is None:
-            setattr(a, name, value)
+    fill(a, recipe)
     refused(beyond.refusal_of_training(a, WORLD))
 
 
-def check_length(a, segments, folder):
+def fill(a, recipe):
+    """Settle the flags of a that are not given."""
+    for name, value in recipe.items():
+        if getattr(a, name) is None:
+            setattr(a, name, value)
+
+
+def check_training(a, subject, segments):
+    """Fail if a subject's values are none, or its training segments shorter than --frames."""
+    check_values(subject)
     if a.frames > max((high - low for low, high in segments), default=0):
-        found = f"no training stretch of {folder} is that long"
+        found = f"no training stretch of {subject.folder} is that long"
         fail(f"--frames {a.frames}: {found}; lower it, or look at its split")
 
 

@@ -12,6 +12,10 @@ from .errors import fail
 from .ranks import LOCAL_RANK, LOCAL_WORLD, WORLD, say
 
 
+def add_flag(add):
+    add("--device", help="cpu, cuda or mps (default: the best there is)")
+
+
 def pick_device(name):
     """The device by name, or the best there is. torchrun's processes get a GPU each, and meet
     here."""

@@ -80,7 +80,11 @@ def script(main):
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are Problems, in one line."""
+    """An argument parser whose errors are Problems, in one line; and with --debug, see `script`."""
+
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        self.add_argument("--debug", action="store_true", help="show where an error came from")
 
     def error(self, message):
         fail(f"{message}; {self.prog} --help lists the flags")
