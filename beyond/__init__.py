@@ -7,8 +7,10 @@
     windows         EEG around them, any length     any_vertices         parts of frames observed
     vertex_loss     errors where they show          between_frames       points between frames
     joint           the autoencoder trained along   computed_once        the same, faster
-    After sampling                                  calibration          how sure?
-    helped          or was it luck?                 over_time            each vertex's course
+    linear_gaussian  a closed form, in seconds       After sampling
+    stacked         it and the network together     calibration          how sure?
+    auto            flags that suit a recording     helped               or was it luck?
+                                                    over_time            each vertex's course
 
 network.py and drawing.py put them together. The five scripts run without this folder, as the paper
 has it: train.py --preset paper, sample.py --paper.

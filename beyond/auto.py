@@ -1,6 +1,6 @@
-"""Which settings suit a recording? `--preset auto`, the default.
+"""Which settings suit a recording?
 
-No set of flags suits every recording: what keeps a network from learning noise by heart where
+`--preset auto` finds them, and is the default. No set of flags suits every recording: what keeps a network from learning noise by heart where
 frames are few leaves too little where they are many. So the settings follow what is there: frames,
 repetition time, sampling rate. Seconds are what the brain knows, frames what files have: context is
 given in seconds. How many steps are right is not known before; so it trains once with the last

@@ -195,7 +195,7 @@ def test_sizes_follow_the_subject(frames, sizes):
 
 
 def test_presets_and_defaults():
-    assert train.parse([]).preset == "tiny" and train.parse(["--data", "x"]).preset == "paper"
+    assert train.parse([]).preset == train.parse(["--data", "x"]).preset == "auto"
     a = train.parse(["--preset", "tiny", "--no-vary"])
     chapters = a.predict, a.prior, a.eeg_encoder, a.context, a.vary
     assert chapters == ("v", "gaussian", "bandpower", 6, False)

@@ -21,6 +21,7 @@ import data
 import neuroframes
 import sample as sampling
 import train
+from beyond import band_power
 from tools import checkpoints, files
 
 SUBJECT = dict(runs=10, frames=40, channels=4, fs=50, side=8, sources=4, background=3)
@@ -212,6 +213,7 @@ def test_windows_bring_their_own_frames_and_eeg(folder, tmp_path, monkeypatch, s
     frames and of `context` around them, never of another run, and cut late by less than a frame
     with --vary."""
     fed, handle = encoder_inputs(monkeypatch)
+    see_eeg_itself(monkeypatch)
     run = trained(folder, tmp_path / "a", "--steps", 8, *flags)
     handle.remove()
     subject = data.Subject(folder)
@@ -241,6 +243,11 @@ def test_the_paper_scales_eeg_by_its_largest_training_value(folder, tmp_path):
     run = trained(folder, tmp_path, "--steps", 1, "--preset", "paper")
     largest = np.abs(data.Subject(folder).eeg[:280]).max((0, 2))
     np.testing.assert_array_equal(run.ckpt["normaliser"]["eeg_scale"], largest)
+
+
+def see_eeg_itself(monkeypatch):
+    """Hand encoders the EEG in place of its spectra (of which tests/test_closed_form.py knows)."""
+    monkeypatch.setattr(band_power, "computed_once", lambda encoder, read, *_: read)
 
 
 @pytest.mark.parametrize("flags, where", [([], VAL), (["--no-validation"], slice(0, 320))])
@@ -406,6 +413,7 @@ def test_validation_is_of_the_average_without_dropout(folder, tmp_path, monkeypa
     """The networks that validate are not in training mode: an encoder that drops nothing, batch
     norm as it was learned."""
     fed, handle = encoder_inputs(monkeypatch)
+    see_eeg_itself(monkeypatch)
     run = trained(folder, tmp_path, "--steps", 2, "--no-vary")
     handle.remove()
     subject = data.Subject(folder)
