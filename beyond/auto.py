@@ -1,11 +1,11 @@
 """Which settings suit a recording?
 
-`--preset auto` finds them, and is the default. No set of flags suits every recording: what keeps a network from learning noise by heart where
-frames are few leaves too little where they are many. So the settings follow what is there: frames,
-repetition time, sampling rate. Seconds are what the brain knows, frames what files have: context is
-given in seconds. How many steps are right is not known before; so it trains once with the last
-training run left out, on which the checkpoint and the closed form's share are chosen, and then anew
-on all training runs for as long.
+`--preset auto` finds them, and is the default. No set of flags suits every recording: what keeps a
+network from learning noise by heart where frames are few leaves too little where they are many. So
+the settings follow what is there: frames, repetition time, sampling rate. The brain knows seconds,
+files know frames: context is given in seconds. How many steps are right is not known before; so it
+trains once with the last training run left out, on which the checkpoint and the closed form's share
+are chosen, and then anew on all training runs for as long.
 
 Seam    none: it sets train.py's flags
 Source  ours; the numbers are measured, see docs/choices.md

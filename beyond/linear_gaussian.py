@@ -108,13 +108,12 @@ class LinearGaussian(nn.Module):
             found.append(u.flatten(1))
         return torch.cat(found)
 
-    def transformed(self, power):
-        return torch.log(power + 1e-30) if self.chosen[0] else power
+    def standardised(self, power):
+        x = torch.log(power + 1e-30) if self.chosen[0] else power
+        return ((x - self.mean) / self.std).clamp(-6, 6)  # a bad moment may not decide
 
-    def features(self, power, rows, first, last):
-        """p [rows,F] of some rows of power [T,F], whose stretches have the rows first to last."""
-        x = (self.transformed(power) - self.mean) / self.std
-        x = x.clamp(-6, 6)  # a bad moment may not decide
+    def smooth(self, x, rows, first, last):
+        """p [rows,F] of some rows of x [T,F], whose stretches have the rows first to last."""
         _, late, width = (self.chosen / self.tr).tolist()  # in frames
         centre = self.delay / self.tr - 0.5 - late  # from the middle of a window
         p = 0
@@ -127,7 +126,8 @@ class LinearGaussian(nn.Module):
         """m [high - low,d] of a stretch."""
         power = self.power(read, low, high, late)
         rows = torch.arange(len(power), device=power.device)
-        return self.features(power, rows, rows[0], rows[-1]) @ self.weight + self.bias
+        p = self.smooth(self.standardised(power), rows, rows[0], rows[-1])
+        return p @ self.weight + self.bias
 
     def eps(self, z_n, n, schedule, m, times):
         """E[eps | z_n, EEG] for z_n [B,K,d] at step n [B], with m [B,K,d] at times [K]."""
@@ -136,11 +136,13 @@ class LinearGaussian(nn.Module):
 
     # ---- The fit -----------------------------------------------------------------------
 
-    def choose(self, power, *chosen):
-        self.chosen.copy_(torch.tensor(chosen))
-        x = self.transformed(power)  # [T,F]
+    def standardise(self, power, logarithm):
+        """power [T,F], or its logarithm, of mean 0 and variance 1."""
+        self.chosen[0] = logarithm
+        x = torch.log(power + 1e-30) if logarithm else power
         self.mean.copy_(x.mean(0))
         self.std.copy_(x.std(0).clamp(min=1e-30))
+        return self.standardised(power)
 
     @torch.no_grad()
     def fit(self, read, segments, z):
@@ -149,21 +151,23 @@ class LinearGaussian(nn.Module):
         every = torch.arange(len(power))
         first, last, fold = borders(segments)
 
-        # Which settings predict best? Some frames tell.
+        # Which settings predict best? Some frames tell: log or plain, then late, then width.
         some = every[:: -(-len(every) // ENOUGH)]
 
-        def error(*chosen):
-            self.choose(power, *chosen)
-            p = self.features(power, some, first[some], last[some])
+        def error(x, late, width):
+            self.chosen[1:] = torch.tensor([late, width])
+            p = self.smooth(x, some, first[some], last[some])
             missed = predictions(p, z[some], fold[some]) - z[some]  # [ratios,some,d]
             return missed.square().mean(1).amin(0).mean()
 
-        logarithm = min((0, 1), key=lambda kind: error(kind, 5.0, 1.5))
-        grid = [(logarithm, late, width) for late in LATE for width in WIDTH]
-        self.choose(power, *min(grid, key=lambda chosen: error(*chosen)))
+        logarithm = min((0, 1), key=lambda kind: error(self.standardise(power, kind), 5.0, 1.5))
+        x = self.standardise(power, logarithm)
+        late = min(LATE, key=lambda late: error(x, late, 1.5))
+        width = min(WIDTH, key=lambda width: error(x, late, width))
+        self.chosen[1:] = torch.tensor([late, width])
 
         # All frames: the penalty of each latent, what predictions miss, and the weights.
-        p = self.features(power, every, first, last)  # [T,F]
+        p = self.smooth(x, every, first, last)  # [T,F]
         found = predictions(p, z, fold)  # [ratios,T,d]
         best = (found - z).square().mean(1).argmin(0)  # [d]
         missed = z - found[best, :, torch.arange(len(best))].T  # [T,d]
@@ -173,7 +177,6 @@ class LinearGaussian(nn.Module):
         self.weight.copy_(left @ (right / (scale[:, None] + penalty)))
         self.bias.copy_(z.mean(0) - p.mean(0) @ self.weight)
 
-        _, late, width = self.chosen.tolist()
         return (
             f"closed form: {'log power' if logarithm else 'power'} {late:g} +- {width:g} s before "
             f"BOLD explains {1 - missed.square().mean() / z.square().mean():.1%} of the latents' "
