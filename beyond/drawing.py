@@ -145,10 +145,8 @@ class WholeRuns:
                 network = between_frames.eps_model(study.model, h[..., :d_e], times)
             if self.linear is None:
                 return network
-            m = h[:, :, context : context + windows.K, d_e:]  # [B,points,K,d]
-            m = m.transpose(1, 2).flatten(1, 2)  # [B,K points,d]
-            points = torch.arange(m.shape[1]) / a.upsample
-            return stacked.stacked(study.model, network, m, points)
+            expected = h[:, :, context : context + windows.K, d_e:]  # [B,points,K,d]
+            return stacked.stacked(study.model, network, expected)
 
         in_batches = functools.partial(study.in_batches, a.batch_size)
         eps = windows.eps_model(model_of, h, context, S, in_batches)

@@ -33,9 +33,11 @@ def share_at(share, n, steps):
     return torch.lerp(share[low], share[high], (place - low).to(share))
 
 
-def stacked(model, network, m, times):
-    """(z_n [SB,K,d], n) -> eps of both, for S samples of B windows whose frames, at times [K], the
-    closed form expects at m [B,K,d]. network: (z_n, n) -> eps."""
+def stacked(model, network, expected):
+    """(z_n [SB,K points,d], n) -> eps of both, for S samples of B windows of which the closed form
+    expects [B,points,K,d]. network: (z_n, n) -> eps."""
+    m = expected.transpose(1, 2).flatten(1, 2)  # [B,K points,d]
+    times = torch.arange(m.shape[1]) / expected.shape[1]  # in frames
 
     def eps(z_n, n):
         repeated = m.repeat(len(z_n) // len(m), 1, 1)  # [SB,K,d]

@@ -220,7 +220,7 @@ def test_shares_fit_the_validation_run_best():
 def test_stacked_lies_between_its_two_answers():
     share = torch.linspace(0, 1, 8)[:, None].repeat(1, 2)
     model = Answers(lambda z_n: z_n, lambda z_n: -z_n, share)
-    eps = stacked.stacked(model, lambda z_n, n: z_n, torch.zeros(1, 4, 2), torch.arange(4))
+    eps = stacked.stacked(model, lambda z_n, n: z_n, torch.zeros(1, 1, 4, 2))
     z_n = torch.ones(2, 4, 2)
     low, middle, high = (float(eps(z_n, torch.tensor([n, n]))[0, 0, 0]) for n in (0, 500, 999))
     assert low == 1 and high == -1 and abs(middle) < 1e-6
@@ -229,7 +229,7 @@ def test_stacked_lies_between_its_two_answers():
     def asked(z_n, n):
         raise AssertionError("the network was asked in vain")
 
-    alone = stacked.stacked(model, asked, torch.zeros(1, 4, 2), torch.arange(4))
+    alone = stacked.stacked(model, asked, torch.zeros(1, 1, 4, 2))
     assert torch.equal(alone(z_n, torch.tensor([500, 500])), -z_n)
 
 
