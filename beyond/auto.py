@@ -62,39 +62,44 @@ def choose(a, subject, frames):
     """Fill in the flags of train.py that are not given; say what was chosen, and why."""
     many = frames >= ENOUGH
     recipe = {**ALWAYS, **(MANY if many else FEW), "context": max(1, round(AROUND / subject.tr))}
-    if a.autoencoder == "joint":
-        recipe |= {"prior": "none", "loss": "latent", "closed_form": False}
     fill(a, recipe)
     if a.steps is None:
         a.steps = max(1, a.epochs * frames // (a.frames * a.batch_size))
-
     everything = sum(high - low for low, high in subject.segments("train", validation=False))
-    a.again = everything / frames  # as many steps more when no run is left out
-    C = subject.eeg.shape[1]
+    a.again = everything / frames  # so many times the steps when no run is left out
+
     why = f"fewer than {ENOUGH:,}, so the EEG encoder is held back"
     if many:
         why = f"{ENOUGH:,} or more, so windows vary in length"
+    C = subject.eeg.shape[1]
+    speed = rate(a)
+    ours = (1 + a.again) * minutes(a, a.width, a.depth, a.steps, C, speed)
+    paper = minutes(a, 1024, 6, 200 * frames // 320, C, speed)
     say(
         f"auto: {frames:,} training frames, {why}; {C} channels; EEG of {a.context} frames "
         f"({a.context * subject.tr:.1f} s) around windows. Closed form, stacked with a network of "
-        f"width {a.width}, depth {a.depth}: {a.steps:,} steps, about {minutes(a, C):.0f} "
-        "minutes here; --steps 0, the closed form alone, is ready in one or two"
+        f"width {a.width}, depth {a.depth}: about {ours:.0f} minutes here. (--steps 0, the closed "
+        f"form alone: one or two; the paper's sizes: {paper:,.0f})"
     )
 
 
-def minutes(a, channels):
-    """What training takes, about: the products of its matrices at the rate of this device, and 40
-    ms a step for all else. (Forward and backward are six operations a weight and token.)"""
+def rate(a):
+    """Operations a second of this device, in products of matrices."""
     x = torch.randn(1024, 1024, device=pick_device(a.device))
+    float((x @ x).sum())  # the first one is slow
     began = time.time()
     for _ in range(4):
         float((x @ x).sum())
-    rate = 4 * 2 * 1024**3 / (time.time() - began)
+    return 4 * 2 * 1024**3 / (time.time() - began)
+
+
+def minutes(a, width, depth, steps, channels, speed):
+    """What training takes, about: 40 ms a step, and twice what its products of matrices would.
+    (Forward and backward are six operations a weight and token.)"""
     frames = a.batch_size * a.frames
-    network = 6 * 16 * a.width**2 * a.depth * frames
-    windows = frames * (1 + 2 * a.context / a.frames)
-    encoder = 24 * (a.eeg_filters or 32) * channels * 180 * windows
-    return a.steps * (0.04 + 2 * (network + encoder) / rate) / 60
+    network = 6 * 16 * width**2 * depth * frames
+    encoder = 24 * (a.eeg_filters or 32) * channels * 180 * (frames + 2 * a.context * a.batch_size)
+    return steps * (0.04 + 2 * (network + encoder) / speed) / 60
 
 
 def passes(a):
