@@ -37,37 +37,40 @@ class GaussianPrior(nn.Module):
         total = sum(len(z) for z in segments)
         lags = len(self.autocovariance)
         for lag in range(lags):
-            products = [(z[lag:] * z[: len(z[lag:])]).sum(0) for z in segments]
-            pairs = sum(len(z[lag:]) for z in segments)
-            share = pairs / total * (1 - lag / lags)
+            products = torch.cat([z[lag:] * z[: len(z[lag:])] for z in segments])  # [pairs,d]
+            share = len(products) / total * (1 - lag / lags)
             fading = share * (2 - share)  # flat at 1, 0 at 0
-            self.autocovariance[lag] = fading * sum(products) / max(1, pairs)
-        self.autocovariance.copy_(positive(self.autocovariance.cpu().double()))
+            self.autocovariance[lag] = fading * products.sum(0) / max(1, len(products))
+
+        # Noise may have left frequencies of negative power: they get none, and the variance stays.
+        c = self.autocovariance.cpu().double()  # [lags,d]
+        power = torch.fft.hfft(c, dim=0).clamp(min=0)  # [2 lags - 2,d] as if time were a circle
+        c_positive = torch.fft.ihfft(power, dim=0).real  # [lags,d]
+        self.autocovariance.copy_(c_positive * c[0] / c_positive[0])
 
         t = torch.arange(32)
-        self.white.copy_(torch.linalg.eigvalsh(self.covariance(t, t))[:, 0].clamp(min=0))
+        self.white.copy_(torch.linalg.eigvalsh(self.covariance(t))[:, 0].clamp(min=0))
         self.spectra = {}
 
-    def covariance(self, times, others):
-        """Between times in frames: [d,len(times),len(others)], float64. Beyond the lags it is 0.
+    def covariance(self, times):
+        """Between times in frames [K]: [d,K,K], float64. Beyond the lags it is 0.
 
         Between whole lags what is not white is interpolated linearly, which multiplies its power
         spectrum by sinc^2: what was positive stays so."""
-        c = F.pad(self.autocovariance.cpu().double(), (0, 0, 0, 2))  # [lags+2,d]
+        c = F.pad(self.autocovariance.T.cpu().double(), (0, 2))  # [d,lags+2]
         white = self.white.cpu().double()
-        c[0] -= white
-        lag = (times.cpu().double()[:, None] - others.cpu().double()).abs()
-        lag = lag.clamp(max=len(c) - 2)  # [times,others]
+        c[:, 0] -= white
+        lag = (times[:, None] - times.double()).abs().clamp(max=c.shape[1] - 2)  # [K,K]
         whole = lag.long()
-        smooth = torch.lerp(c[whole], c[whole + 1], lag.frac()[..., None])  # [times,others,d]
-        return (smooth + white * (lag == 0)[..., None]).permute(2, 0, 1)
+        smooth = torch.lerp(c[:, whole], c[:, whole + 1], lag.frac())  # [d,K,K]
+        return smooth + white[:, None, None] * (lag == 0)
 
     def spectrum(self, times):
         """C = basis diag(power) basis^T, with which inverses at any n are divisions: power [d,K],
         basis [d,K,K], float64."""
         key = tuple(times.tolist())
         if key not in self.spectra:
-            power, basis = torch.linalg.eigh(self.covariance(times, times))
+            power, basis = torch.linalg.eigh(self.covariance(times))
             self.spectra[key] = power.clamp(min=0), basis
         return self.spectra[key]
 
@@ -90,23 +93,14 @@ class GaussianPrior(nn.Module):
         return self.filter(z_n, times, gain)
 
 
-def positive(c):
-    """The autocovariance [lags,d] of a process, made of one in which noise may have left
-    frequencies of negative power: they get none, and the variance c[0] stays."""
-    even = torch.cat([c, c[1:-1].flip(0)])  # [2 lags - 2,d] as if time were a circle
-    power = torch.fft.rfft(even, dim=0).real.clamp(min=0)  # [lags,d]
-    found = torch.fft.irfft(power, n=len(even), dim=0)[: len(c)]  # [lags,d]
-    return found * c[0] / found[0]
-
-
 def latents(frames, autoencoder, segments, block=256):
     """Latents [t,d] of each of segments [low, high), on the CPU, to fit a prior to.
 
     frames: rows -> frames in z-scores [n,V]."""
     found = []
     for low, high in segments:
-        spans = [slice(i, min(i + block, high)) for i in range(low, high, block)]
-        z = [autoencoder.encode(frames(span).to(autoencoder.E.device)) for span in spans]
+        blocks = torch.arange(low, high).split(block)
+        z = [autoencoder.encode(frames(rows).to(autoencoder.E.device)) for rows in blocks]
         found.append(torch.cat(z).cpu())
     return found
 

@@ -45,7 +45,7 @@ from test_neuroframes import (
 def prior_of(C, d):
     """d latents, each with covariance C [K,K] at whole frames."""
     prior = GaussianPrior(d)
-    prior.covariance = lambda a, b: C[a.long()][:, b.long()].expand(d, -1, -1)
+    prior.covariance = lambda times: C[times.long()][:, times.long()].expand(d, -1, -1)
     return prior
 
 
@@ -289,7 +289,7 @@ def test_autocovariance_is_the_mean_over_pairs_and_positive():
     np.testing.assert_allclose(few.autocovariance, expected, atol=1e-5)
     for prior in (whole, cut, few):
         t = torch.arange(60)
-        assert torch.linalg.eigvalsh(prior.covariance(t, t)).min() > -1e-5
+        assert torch.linalg.eigvalsh(prior.covariance(t)).min() > -1e-5
 
 
 def test_gaussian_prior_is_the_exact_denoiser():
@@ -304,7 +304,7 @@ def test_gaussian_prior_is_the_exact_denoiser():
     n = torch.tensor([3, 600])
     z_n = torch.randn(2, 5, 3)
     eps, v = (prior(z_n, n, s, predict, times) for predict in ("eps", "v"))
-    C = prior.covariance(times, times)
+    C = prior.covariance(times)
     for b in range(2):
         abar = s.alpha_bar[n[b]]
         for d in range(3):
@@ -314,7 +314,7 @@ def test_gaussian_prior_is_the_exact_denoiser():
     same = velocity.eps_from_velocity(s, z_n, n, v)
     torch.testing.assert_close(same, eps, atol=1e-5, rtol=1e-4)
     times = torch.tensor([0, 0.3, 1, 1.5, 2.25, 4, 7.5, 80])  # between frames, beyond the last lag
-    assert torch.linalg.eigvalsh(prior.covariance(times, times)).min() > -1e-12
+    assert torch.linalg.eigvalsh(prior.covariance(times)).min() > -1e-12
 
 
 # ---- Networks --------------------------------------------------------------------------
@@ -561,7 +561,7 @@ def test_windows_see_the_eeg_around_them():
 
 
 def test_whole_runs_have_no_seams(process):
-    C = process.prior.covariance(torch.arange(60), torch.arange(60))[0]
+    C = process.prior.covariance(torch.arange(60))[0]
     for overlap, low, high in ((0, 4.0, 20.0), (10, 0.9, 1.1)):
         w = windows_of(60, 20, overlap)
         draw = opposite_pairs.draw(torch.Generator().manual_seed(0), "cpu", 1)
@@ -579,7 +579,7 @@ def test_whole_runs_complete_their_anchors(process, points):
     T = 50
     t = torch.arange(T * points) / points
     kinds = np.where(np.arange(T) % 5 == 0, 0, -1)
-    C = process.prior.covariance(t, t)
+    C = process.prior.covariance(t)
     root = torch.linalg.cholesky(C[:, ::points, ::points] + 1e-9 * torch.eye(T))
     generator = torch.Generator().manual_seed(0)
     y = root @ torch.randn(2, T, 1, generator=generator).double()
@@ -605,7 +605,7 @@ def test_interleaved_sets_share_what_the_eeg_says(process):
     adds to all points."""
 
     def shift(t, abar):
-        mixed = abar * process.prior.covariance(t, t) + (1 - abar) * torch.eye(len(t))
+        mixed = abar * process.prior.covariance(t) + (1 - abar) * torch.eye(len(t))
         return torch.linalg.solve(mixed, torch.ones(2, len(t), 1).double())[..., 0].T.float()
 
     for abar in (0.01, 0.3, 0.9):
