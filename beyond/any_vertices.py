@@ -21,7 +21,6 @@ Gain    synthetic, a quarter of the vertices observed: MSE of the others 0.562 -
         weights 0.594
 """
 
-import math
 import os
 
 import numpy as np
@@ -46,8 +45,8 @@ def observe(rows, name, rois):
         found = f"{mask.dtype} of shape {mask.shape}"
         raise ValueError(f"holds {found}; expected boolean, [{V}] or [frames, {V}]")
     mask = np.atleast_2d(mask)
-    period = math.lcm(len(rows), len(mask))
-    return np.tile(rows, (period // len(rows), 1)) | np.tile(mask, (period // len(mask), 1))
+    frame = np.arange(np.lcm(len(rows), len(mask)))
+    return rows[frame % len(rows)] | mask[frame % len(mask)]
 
 
 class Observation:
@@ -58,92 +57,81 @@ class Observation:
     left_out   [V] variance of what latents leave out of frames, x - D z - mean, times the number of
                vertices that they leave out in unison
     residuals  blocks [n,V] of what they leave out, on which R is measured; may be none
-    systems    (A [r,d], R [r,r], float64) of each pattern. A frame seen whole has A = I, R = 0
-    fits       (row [V], zero [O], S^-1 U^T [r,O]) of each pattern; None if seen whole
+    A, R       of each pattern [r,d] and [r,r], float64. A frame seen whole has A = I, R = 0
+    fits       {pattern: (row [V], S^-1 U^T [r,O])} of those that are not seen whole
     """
 
     @torch.no_grad()
     def __init__(self, autoencoder, rows, left_out, residuals):
         self.autoencoder = autoencoder
-        self.systems = []
-        self.fits = []
         d = autoencoder.latent_dim
-        zero = autoencoder.decode(torch.zeros(d, device=rows.device))  # [V] the frame of z = 0
-        for row in [*rows, torch.zeros_like(rows[0])]:  # the last, -1: nothing was seen
+        decoded = autoencoder.decode(torch.eye(d + 1, d, device=rows.device))  # [d+1,V]
+        self.zero = decoded[-1]  # [V] the frame of z = 0
+        D = (decoded[:-1] - self.zero).T  # [V,d]
+        self.A = []
+        self.R = []
+        self.fits = {}
+        for pattern, row in enumerate([*rows, torch.zeros_like(rows[0])]):  # -1: nothing was seen
             A = torch.eye(d).double()
             R = 0 * A
-            fit = None
             if not row.all():
-                A, fit = self.solve(row, zero)
+                A, fit = solve(D[row])
                 # What it were if such patches were left out independently counts as one frame.
-                R = (fit[2] * left_out[row].to(zero) @ fit[2].T).cpu().double()  # [r,r]
-            self.systems.append((A, R))
-            self.fits.append(fit)
+                R = (fit * left_out[row].to(fit) @ fit.T).cpu().double()  # [r,r]
+                self.fits[pattern] = row, fit
+            self.A.append(A)
+            self.R.append(R)
 
         count = 1
         for u in residuals:
             count += len(u)
-            for (_, R), fit in zip(self.systems, self.fits):
-                if fit is not None:
-                    error = u[:, fit[0]] @ fit[2].T  # [n,r]
-                    R += (error.T @ error).cpu()
+            for pattern, (row, fit) in self.fits.items():
+                error = u[:, row] @ fit.T  # [n,r]
+                self.R[pattern] += (error.T @ error).cpu()
 
         # Of few frames R would be singular: the fewer, the more it is drawn to its diagonal.
-        for _, R in self.systems:
+        for R in self.R:
             R /= count
             R.lerp_(R.diag().diag(), len(R) / (len(R) + count))
 
-    def solve(self, row, zero):
-        decoder = getattr(self.autoencoder, "D", None)
-        decoder = self.autoencoder.E.T if decoder is None else decoder
-        D = decoder[row] * self.autoencoder.latent_scale  # [O,d]
-        power, Q = torch.linalg.eigh((D.T @ D).cpu().double())  # S^2 [d], [d,d]
-        shown = power > 1e-6 * power[-1]
-        power = power[shown]
-        Q = Q[:, shown]  # [r], [d,r]
-        return Q.T, (row, zero[row], (Q / power).T.to(D) @ D.T)  # S^-1 U^T [r,O]
-
     def latents(self, x, pattern):
         """A^T y [n,d] of frames x [n,V] of one pattern."""
-        if self.fits[pattern] is None:
+        if pattern not in self.fits:
             return self.autoencoder.encode(x)
-        row, zero, fit = self.fits[pattern]
-        A, _ = self.systems[pattern]
-        return (x[:, row] - zero) @ fit.T @ A.to(zero)
+        row, fit = self.fits[pattern]
+        return (x - self.zero)[:, row] @ fit.T @ self.A[pattern].to(fit)
 
     def projection(self, patterns):
         """(z0 [B,K,d], A^T y [B,K,d], abar) -> z0, each of the K frames on its own."""
-
-        def project(z0, y, abar):
-            gain = []
-            for A, R in (self.systems[p] for p in patterns):
-                inverse = torch.linalg.inv(torch.eye(len(A)) + R / (1 - abar))  # [r,r]
-                gain.append(A.T @ inverse @ A)
-            gain = torch.stack(gain).to(z0)  # [K,d,d]
-            return z0 + torch.einsum("kde,bke->bkd", gain, y - z0)
-
-        return project
+        return self.weighted_projection(patterns, None, None)
 
     def weighted_projection(self, patterns, prior, times):
         """The same, weighted by the prior's covariance between the frames' times [K]."""
-        systems = [self.systems[p] for p in patterns]
-        A = [a for a, _ in systems]
-        noise = torch.block_diag(*(R for _, R in systems))  # [M,M], M = sum of r
-        # A millionth of W's own scale, which is tiny at the last steps, keeps nearly equal frames
-        # from making the system singular, and moves no frame that was seen whole.
+        A = torch.block_diag(*(self.A[p] for p in patterns))  # [M,Kd], M = sum of r
+        R = torch.block_diag(*(self.R[p] for p in patterns))  # [M,M]
 
         def project(z0, y, abar):
-            W = posterior(prior, times, abar)  # [d,K,K]
-            WA = [W[..., k].T[..., None] * a.T for k, a in enumerate(A)]  # [K,d,r] each
-            WA = torch.cat(WA, -1)  # [K,d,M]
-            AWA = torch.cat([a @ u for a, u in zip(A, WA)])  # [M,M]
-            jitter = 1e-6 * AWA.diagonal().diag()  # [M,M]
-            gain = WA.flatten(0, 1) @ torch.linalg.inv(AWA + jitter + noise)  # [Kd,M]
-            error = [u @ a.T.to(u) for u, a in zip((y - z0).unbind(1), A)]
-            error = torch.cat(error, -1)  # [B,M] y - A z0
-            return z0 + (error @ gain.to(z0).T).view_as(z0)
+            WA = (1 - abar) * A.T  # [Kd,M]
+            if prior is not None:
+                W = posterior(prior, times, abar)  # [d,K,K]
+                WA = torch.einsum("dkl,mld->kdm", W, A.unflatten(1, z0.shape[1:])).flatten(0, 1)
+            AWA = A @ WA  # [M,M]
+            # A millionth of W's own scale, which is tiny at the last steps, keeps nearly equal
+            # frames from making the system singular, and moves no frame that was seen whole.
+            AWA.diagonal().mul_(1 + 1e-6)
+            gain = WA @ torch.linalg.inv(AWA + R)  # [Kd,M]
+            error = (y - z0).flatten(1) @ A.T.to(z0)  # [B,M] y - A z0
+            return z0 + (error @ gain.T.to(z0)).view_as(z0)
 
         return project
+
+
+def solve(D):
+    """(A [r,d], S^-1 U^T [r,O]) of a decoder's observed rows D [O,d]."""
+    power, Q = torch.linalg.eigh((D.T @ D).cpu().double())  # S^2 [d], [d,d]
+    shown = power > 1e-6 * power[-1]
+    Q = Q[:, shown]  # [d,r]
+    return Q.T, (Q / power[shown]).T.to(D) @ D.T
 
 
 def add_flags(add):

@@ -209,10 +209,11 @@ def test_what_is_left_out_is_known_of_many_frames_few_or_none(frames):
     variance = (mix**2).sum(1)
     blocks = torch.from_numpy(left_out).float().tensor_split(2) if frames else []
     given = torch.from_numpy(row)[None], torch.from_numpy(variance).float(), blocks
-    A, R = any_vertices.Observation(autoencoder, *given).systems[0]
+    observation = any_vertices.Observation(autoencoder, *given)
+    R = observation.R[0]
 
     U, size, Qt = np.linalg.svd(autoencoder.E.T.numpy()[row], full_matrices=False)
-    fit = A.numpy() @ Qt.T @ (U / size).T  # in the basis of A [d,8]
+    fit = observation.A[0].numpy() @ Qt.T @ (U / size).T  # in the basis of A [d,8]
     independent = fit * variance[row] @ fit.T
     exact = fit @ (mix @ mix.T)[np.ix_(row, row)] @ fit.T
     least, most = torch.linalg.eigvalsh(R)[[0, -1]]
