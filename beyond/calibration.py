@@ -23,35 +23,32 @@ Gain    synthetic, every second frame observed: 90% intervals that hold the trut
         in 90%
 """
 
-import math
-
 import torch
 
 from . import opposite_pairs
 
 
-def residuals(frames, autoencoder, splits, block=128):
+def residuals(frames, autoencoder, splits):
     """What latents leave out [n,V], block by block: of the validation run, because PCA leaves out
     less of frames that it was fitted to; of those all the same, if there are no others.
 
     frames: rows -> frames in z-scores [n,V]."""
     for low, high in splits["val"] or splits["train"]:
-        for i in range(low, high, block):
-            x = frames(slice(i, min(i + block, high))).to(autoencoder.E.device)
+        for rows in torch.arange(low, high).split(128):
+            x = frames(rows).to(autoencoder.E.device)
             yield x - autoencoder.decode(autoencoder.encode(x))
 
 
-@torch.no_grad()
 def left_out(frames, autoencoder, splits):
     """The variance [V] of that; and how many vertices are left out in unison, V tr(C^2) / tr(C)^2
     with its covariance C: 1 if each is on its own. tr(C^2) is the mean of (u_s u_t)^2 over pairs of
     frames."""
     total = count = alike = pairs = 0
     for u in residuals(frames, autoencoder, splits):
-        total = total + u.square().sum(0)  # [V]
+        total += u.square().sum(0)  # [V]
         count += len(u)
         products = (u @ u.T).fill_diagonal_(0)  # [n,n]
-        alike = alike + products.square().sum()
+        alike += products.square().sum()
         pairs += len(u) * (len(u) - 1)
     variance = total / count
     unison = len(variance) * alike / max(1, pairs) / variance.sum() ** 2
@@ -61,32 +58,7 @@ def left_out(frames, autoencoder, splits):
 def as_normal(w, degrees):
     """The size of a normal number that is as rare as Student's w. Wallace's formula: 90% intervals
     hold 0.1% more with 4 degrees of freedom, 1.5% more with one."""
-    degrees = degrees.clamp(max=1e9)
     return (8 * degrees + 1) / (8 * degrees + 3) * (degrees * (w**2 / degrees).log1p()).sqrt()
-
-
-def sums(error, std, degrees):
-    """[6] sums over errors [m], the deviations claimed for them and their degrees of freedom:
-    within 50%, within 90%, CRPS, std^2, error^2, 1."""
-    error = error.double().abs()
-    std = std.double().clamp(min=1e-12)
-    w = error / std
-    tail = (math.sqrt(2) * torch.exp(-0.5 * w**2) - 1) / math.sqrt(math.pi)
-    crps = std * (w * torch.erf(w / math.sqrt(2)) + tail)
-    size = as_normal(w, degrees)
-    parts = [size < 0.67449, size < 1.64485, crps, std**2, error**2, torch.ones_like(w)]
-    return torch.stack([part.double().sum() for part in parts])
-
-
-def summary(found):
-    """What sums say, for metrics.json."""
-    in_50, in_90, crps, spread, error, count = found.tolist()
-    return {
-        "coverage_50": in_50 / count,
-        "coverage_90": in_90 / count,
-        "crps": crps / count,
-        "spread_to_error": math.sqrt(spread / error),
-    }
 
 
 def verdict(found):
@@ -118,44 +90,60 @@ class Spread:
         lost = opposite_pairs.correction(samples)
         self.degrees = samples - 1 if lost else samples / 2
         self.with_mean = 1 + lost / samples  # variance of truth - mean, in that of a sample
-        self.scale, self.sums = None, {}
+        # What is claimed: how much of what latents leave out is added, and what multiplies the std.
+        self.claims = {"samples": (0, 1), "and what latents leave out": (1, 1)}
+        self.sums = {}  # of each claim: within 50%, within 90%, CRPS, std^2, error^2, 1
 
     def add(self, x, mask, mean, std):
         """Frames x [K,V], what of them was observed, bool [K,V], which does not count; mean and std
         over samples [K points,V]."""
         free = ~mask & self.valid
-        error = (mean[:: self.points] - x)[free]
-        own = self.with_mean * std[:: self.points].double() ** 2  # [K,V]
-        both = own + self.left_out  # [K,V]
-        # What is claimed, and what of it samples tell.
-        claims = {"samples": (own, own), "and what latents leave out": (both, own)}
-        if self.scale is not None:
-            name = f"times {self.scale:.2f}, from the validation run"
-            claims[name] = self.scale**2 * both, self.scale**2 * own
-        for name, (variance, rough) in claims.items():
-            degrees = self.degrees * (variance / rough.clamp(min=1e-12)) ** 2  # [K,V]
-            found = sums(error, variance[free].sqrt(), degrees[free])
-            self.sums[name] = self.sums.get(name, 0) + found
+        error = (mean[:: self.points] - x)[free].double()  # [m]
+        std = std[:: self.points][free].double().clamp(min=1e-12)  # [m]
+        own = self.with_mean * std**2  # [m]
+        left_out = self.left_out.expand_as(x)[free]  # [m]
+        for name, (share, scale) in self.claims.items():
+            variance = own + share * left_out  # [m]
+            claimed = scale * variance.sqrt()  # [m]
+            w = error / claimed
+            tail = (2**0.5 * torch.exp(-0.5 * w**2) - 1) / torch.pi**0.5
+            crps = claimed * (w * torch.erf(w / 2**0.5) + tail)
+            size = as_normal(w, self.degrees * (variance / own) ** 2)
+            inside = [size < 0.67449, size < 1.64485]
+            found = torch.stack([*inside, crps, claimed**2, error**2, torch.ones_like(w)])  # [6,m]
+            self.sums[name] = self.sums.get(name, 0) + found.sum(1)
 
     def fit_scale(self, decoded):
         """From blocks of the validation run, as sample.reconstruct yields them."""
         for _, x, mask, drawn in decoded:
-            mean, std, _ = drawn["neuroframes"]
-            self.add(x, mask, mean, std)
+            self.add(x, mask, *drawn["neuroframes"][:2])
         if self.sums:  # of torchrun's processes only the first decodes
-            self.scale = 1 / list(self.summary().values())[-1]["spread_to_error"]
+            scale = 1 / self.summary()["and what latents leave out"]["spread_to_error"]
+            self.claims[f"times {scale:.2f}, from the validation run"] = 1, scale
         self.sums = {}
 
     def summary(self):
-        return {name: summary(found) for name, found in self.sums.items()}
+        """What the sums say, for metrics.json."""
+        table = {}
+        for name, found in self.sums.items():
+            in_50, in_90, crps, spread, error = (found[:-1] / found[-1]).tolist()
+            table[name] = {
+                "coverage_50": in_50,
+                "coverage_90": in_90,
+                "crps": crps,
+                "spread_to_error": (spread / error) ** 0.5,
+            }
+        return table
 
     def told(self):
         """The table that sample.py prints, and a verdict on its last row."""
         title = "spread of the samples"
         lines = [f"\n{title:38}{'in 50%':>9}{'in 90%':>9}{'CRPS':>8}{'spread / error':>16}"]
         for name, found in self.summary().items():
-            shares = f"{found['coverage_50']:9.1%}{found['coverage_90']:9.1%}"
-            lines.append(f"{name:38}{shares}{found['crps']:8.3f}{found['spread_to_error']:16.2f}")
+            lines.append(
+                f"{name:38}{found['coverage_50']:9.1%}{found['coverage_90']:9.1%}"
+                f"{found['crps']:8.3f}{found['spread_to_error']:16.2f}"
+            )
         lines.append(
             f"The 90% intervals ({name}) hold the truth in {found['coverage_90']:.0%} of cases, "
             f"the 50% intervals in {found['coverage_50']:.0%}, and the spread is "
