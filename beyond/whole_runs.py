@@ -14,7 +14,6 @@ Source  MultiDiffusion (Bar-Tal et al. 2023)
 Gain    synthetic, first and last of 10 frames observed: MSE 0.307 -> 0.211
 """
 
-import numpy as np
 import torch
 
 
@@ -29,25 +28,25 @@ class Windows:
         self.start, self.K, self.T, self.points = torch.tensor(starts), K, T, points
         self.index = self.start[:, None] * points + torch.arange(K * points)
         ramp = torch.arange(1.0, K * points + 1)
-        self.fade = torch.minimum(ramp, ramp.flip(0))[:, None] ** 2  # [K points,1]
-        self.weight = torch.zeros(T * points, 1)
-        self.weight.index_add_(0, self.index.flatten(), self.fade.repeat(len(starts), 1))
+        fade = torch.minimum(ramp, ramp.flip(0)) ** 2  # [K points]
+        total = torch.bincount(self.index.flatten(), fade.repeat(len(starts)))  # [T points]
+        self.share = (fade / total[self.index])[..., None]  # [n,K points,1]
 
     def blend(self, parts):
         """Answers of the windows [B,n,K points,d] -> of the run [B,T points,d]."""
         whole = parts.new_zeros(len(parts), self.T * self.points, parts.shape[-1])
-        faded = (parts * self.fade.to(parts)).flatten(1, 2)
-        whole.index_add_(1, self.index.flatten().to(parts.device), faded)
-        return whole / self.weight.to(parts)
+        shares = (parts * self.share.to(parts)).flatten(1, 2)
+        return whole.index_add_(1, self.index.flatten().to(parts.device), shares)
 
     def eeg(self, h, context):
         """Of EEG tokens h [B,T,points,d_e] of B runs, what each window sees: tokens
         [Bn,points,L,d_e] and their times [Bn,L] in frames after the window's first."""
-        around = self.start[:, None] + torch.arange(-context, self.K + context)
-        frames = around.clamp(0, self.T - 1)  # [n,L] past the run's ends its last EEG is repeated
-        times = (frames - self.start[:, None]).float().repeat(len(h), 1).to(h.device)
-        tokens = h[:, frames.to(h.device)]  # [B,n,L,points,d_e]
-        return tokens.transpose(2, 3).flatten(0, 1), times
+        start = self.start[:, None]
+        # Past the run's ends its last EEG is repeated.
+        frames = (start + torch.arange(-context, self.K + context)).clamp(0, self.T - 1)  # [n,L]
+        times = (frames - start).float().repeat(len(h), 1)
+        tokens = h[:, frames]  # [B,n,L,points,d_e]
+        return tokens.transpose(2, 3).flatten(0, 1), times.to(h.device)
 
     def eps_model(self, model_of, h, context, samples, in_batches):
         """(z_n [SB,T points,d], n) -> eps, of S samples of B runs with EEG tokens h.
@@ -80,21 +79,20 @@ class Windows:
         """
         if (pattern < 0).all():
             return None
-        patterns = np.full(self.T * self.points, -1)  # between frames nothing is seen
-        patterns[:: self.points] = pattern
-        y = y.repeat_interleave(self.points, 1)  # [B,T points,d]
-        alike = {}  # windows that were observed in the same way
-        for i, index in enumerate(self.index):
-            alike.setdefault(tuple(patterns[index].tolist()), []).append(i)
-        projections = {seen: project_of(seen) for seen in alike}
+        frame = self.index // self.points  # [n,K points]
+        patterns = torch.from_numpy(pattern)[frame]
+        patterns[self.index % self.points > 0] = -1  # between frames nothing is seen
+        # Windows that were observed in the same way are projected together.
+        kinds, kind = patterns.unique(dim=0, return_inverse=True)
+        projections = [project_of(seen) for seen in kinds.tolist()]
 
         def project(z0, abar):
             parts = z0[:, self.index]  # [SB,n,K points,d]
-            samples = len(z0) // len(y)
-            for seen, i in alike.items():
-                known = y[:, self.index[i]].repeat(samples, 1, 1, 1).flatten(0, 1)
-                moved = projections[seen](parts[:, i].flatten(0, 1), known, abar)
-                parts[:, i] = moved.unflatten(0, (len(z0), -1))
+            known = y.repeat(len(z0) // len(y), 1, 1)[:, frame]
+            for k, held in enumerate(projections):
+                alike = kind == k
+                moved = held(parts[:, alike].flatten(0, 1), known[:, alike].flatten(0, 1), abar)
+                parts[:, alike] = moved.unflatten(0, (len(z0), -1))
             return self.blend(parts)
 
         return project
