@@ -15,7 +15,6 @@ Gain    none: synthetic, direct: MSE 0.608, with PCA 0.604
 """
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 
@@ -24,7 +23,7 @@ class JointAutoencoder(nn.Module):
 
     def __init__(self, vertices, latent_dim):
         super().__init__()
-        self.E = nn.Parameter(torch.empty(latent_dim, vertices).normal_(std=vertices**-0.5))
+        self.E = nn.Parameter(torch.randn(latent_dim, vertices) / vertices**0.5)
         self.D = nn.Parameter(self.E.detach().T.clone())  # transposed at first, then on its own
         self.register_buffer("latent_mean", torch.zeros(latent_dim))
         self.register_buffer("latent_scale", torch.ones(latent_dim))
@@ -34,51 +33,37 @@ class JointAutoencoder(nn.Module):
         return len(self.E)
 
     def encode(self, x):  # [...,V]
-        return (F.linear(x, self.E) - self.latent_mean) / self.latent_scale  # [...,d]
+        return (x @ self.E.T - self.latent_mean) / self.latent_scale  # [...,d]
 
     def decode(self, z):  # [...,d]
-        return F.linear(z * self.latent_scale + self.latent_mean, self.D)  # [...,V]
+        return (z * self.latent_scale + self.latent_mean) @ self.D.T  # [...,V]
 
-    def reconstruction_loss(self, x, momentum=0.01):
-        """(loss of E and D on x [B,K,V], z [B,K,d] for the denoiser: of variance 1, and
-        detached)."""
-        u = F.linear(x, self.E).float()  # [B,K,d]
-        loss = (F.linear(u, self.D) - x).square().mean()  # scalar
-        with torch.no_grad():
-            self.latent_mean.lerp_(u.mean((0, 1)), momentum)
-            self.latent_scale.lerp_(u.std((0, 1)).clamp(min=1e-6), momentum)
-        return loss, (u.detach() - self.latent_mean) / self.latent_scale
-
-
-def latents(autoencoder, read):
-    """A function from rows of frames [B,K] to (z [B,K,d], the loss of E and D): training updates
-    the running means, validation (without gradient) does not, and gives a loss for each window
-    [B].
-
-    read: rows [B,K] -> frames in z-scores [B,K,V].
-    """
-
-    def of_rows(rows):
-        x = read(rows)
+    def reconstruction_loss(self, x):
+        """(loss of E and D on x [B,K,V], z [B,K,d] for the denoiser: of variance 1, and detached).
+        Training updates the running means; validation, without gradient, does not, and gives a loss
+        for each window [B]."""
+        u = (x @ self.E.T).float()  # [B,K,d]
+        loss = (u @ self.D.T - x).square().mean((1, 2))  # [B]
+        u = u.detach()
         if torch.is_grad_enabled():
-            loss, z = autoencoder.reconstruction_loss(x)
-            return z, loss
-        z = autoencoder.encode(x)
-        return z, (autoencoder.decode(z) - x).square().mean((1, 2))
-
-    return of_rows
+            loss = loss.mean()  # scalar
+            self.latent_mean.lerp_(u.mean((0, 1)), 0.01)
+            self.latent_scale.lerp_(u.std((0, 1)).clamp(min=1e-6), 0.01)
+        return loss, (u - self.latent_mean) / self.latent_scale
 
 
 def start(a, subject, normaliser, saved, where):
-    """(autoencoder, new or as `saved`; its latents) of train.py's flags a."""
+    """Of train.py's flags a: an autoencoder, new or of the size of `saved`, and a function from
+    rows of frames [B,K] to (z [B,K,d], the loss of E and D)."""
     d = len(saved["E"]) if saved else a.latent_dim
-    V = subject.fmri.shape[1]
-    autoencoder = JointAutoencoder(V, d).to(where)
+    autoencoder = JointAutoencoder(subject.fmri.shape[1], d).to(where)
 
-    def read(rows):
-        return torch.from_numpy(normaliser.zscore(subject.fmri[rows])).to(where)  # [B,K,V]
+    def latents(rows):
+        x = torch.from_numpy(normaliser.zscore(subject.fmri[rows])).to(where)  # [B,K,V]
+        loss, z = autoencoder.reconstruction_loss(x)
+        return z, loss
 
-    return autoencoder, latents(autoencoder, read)
+    return autoencoder, latents
 
 
 def refusal(a, processes):
