@@ -15,7 +15,6 @@ Gain    synthetic, every second frame observed: MSE 0.367 -> 0.139
 """
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 
@@ -34,13 +33,14 @@ class GaussianPrior(nn.Module):
         pairs are few, and towards the last lag. (Divided by all frames it would be positive as it
         is, but too small where segments are short.) white: what of the variance no other frame
         shares, the least eigenvalue of the covariance of 32 frames."""
-        total = sum(len(z) for z in segments)
+        total = sum(map(len, segments))
         lags = len(self.autocovariance)
         for lag in range(lags):
             products = torch.cat([z[lag:] * z[: len(z[lag:])] for z in segments])  # [pairs,d]
-            share = len(products) / total * (1 - lag / lags)
-            fading = share * (2 - share)  # flat at 1, 0 at 0
-            self.autocovariance[lag] = fading * products.sum(0) / max(1, len(products))
+            fading = 1 - lag / lags
+            share = len(products) / total * fading
+            # The mean over pairs, times share (2 - share), which is flat at 1, and 0 at 0.
+            self.autocovariance[lag] = products.sum(0) / total * fading * (2 - share)
 
         # Noise may have left frequencies of negative power: they get none, and the variance stays.
         c = self.autocovariance.cpu().double()  # [lags,d]
@@ -57,10 +57,10 @@ class GaussianPrior(nn.Module):
 
         Between whole lags what is not white is interpolated linearly, which multiplies its power
         spectrum by sinc^2: what was positive stays so."""
-        c = F.pad(self.autocovariance.T.cpu().double(), (0, 2))  # [d,lags+2]
+        c = nn.functional.pad(self.autocovariance.T.cpu().double(), (0, 2))  # [d,lags+2]
         white = self.white.cpu().double()
         c[:, 0] -= white
-        lag = (times[:, None] - times.double()).abs().clamp(max=c.shape[1] - 2)  # [K,K]
+        lag = (times[:, None] - times.double()).abs().clamp(max=len(self.autocovariance))
         whole = lag.long()
         smooth = torch.lerp(c[:, whole], c[:, whole + 1], lag.frac())  # [d,K,K]
         return smooth + white[:, None, None] * (lag == 0)
@@ -93,13 +93,13 @@ class GaussianPrior(nn.Module):
         return self.filter(z_n, times, gain)
 
 
-def latents(frames, autoencoder, segments, block=256):
+def latents(frames, autoencoder, segments):
     """Latents [t,d] of each of segments [low, high), on the CPU, to fit a prior to.
 
     frames: rows -> frames in z-scores [n,V]."""
     found = []
     for low, high in segments:
-        blocks = torch.arange(low, high).split(block)
+        blocks = torch.arange(low, high).split(256)
         z = [autoencoder.encode(frames(rows).to(autoencoder.E.device)) for rows in blocks]
         found.append(torch.cat(z).cpu())
     return found
