@@ -39,9 +39,9 @@ class JointAutoencoder(nn.Module):
         return (z * self.latent_scale + self.latent_mean) @ self.D.T  # [...,V]
 
     def reconstruction_loss(self, x):
-        """(loss of E and D on x [B,K,V], z [B,K,d] for the denoiser: of variance 1, and detached).
-        Training updates the running means; validation, without gradient, does not, and gives a loss
-        for each window [B]."""
+        """(z [B,K,d] of x [B,K,V] for the denoiser: of variance 1, and detached; the loss of E and
+        D). Training updates the running means; validation, without gradient, does not, and gives a
+        loss for each window [B]."""
         u = (x @ self.E.T).float()  # [B,K,d]
         loss = (u @ self.D.T - x).square().mean((1, 2))  # [B]
         u = u.detach()
@@ -49,7 +49,7 @@ class JointAutoencoder(nn.Module):
             loss = loss.mean()  # scalar
             self.latent_mean.lerp_(u.mean((0, 1)), 0.01)
             self.latent_scale.lerp_(u.std((0, 1)).clamp(min=1e-6), 0.01)
-        return loss, (u - self.latent_mean) / self.latent_scale
+        return (u - self.latent_mean) / self.latent_scale, loss
 
 
 def start(a, subject, normaliser, saved, where):
@@ -60,8 +60,7 @@ def start(a, subject, normaliser, saved, where):
 
     def latents(rows):
         x = torch.from_numpy(normaliser.zscore(subject.fmri[rows])).to(where)  # [B,K,V]
-        loss, z = autoencoder.reconstruction_loss(x)
-        return z, loss
+        return autoencoder.reconstruction_loss(x)
 
     return autoencoder, latents
 

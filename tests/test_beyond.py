@@ -382,7 +382,7 @@ def test_float64_stays_on_the_cpu(encoder, predict, monkeypatch):
     with NoDouble():
         autoencoder = joint.JointAutoencoder(9, 6).to("meta")
         h = model.encoder(torch.empty(2, 5, 4, 32, device="meta"))
-        loss, _ = autoencoder.reconstruction_loss(autoencoder.decode(z))
+        _, loss = autoencoder.reconstruction_loss(autoencoder.decode(z))
         (model.squared_error(z, n, z, h).sum() + loss).backward()
         denoise(
             lambda z_n, n: model(z_n, n, h),
@@ -450,7 +450,7 @@ def test_joint_autoencoder_learns_the_pca_error_and_hides_from_the_diffusion_los
     floor = (best.decode(best.encode(x)) - x).square().mean()
     optimizer = torch.optim.Adam(autoencoder.parameters(), lr=1e-2)
     for _ in range(800):
-        loss, z = autoencoder.reconstruction_loss(x[None])
+        z, loss = autoencoder.reconstruction_loss(x[None])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -460,7 +460,7 @@ def test_joint_autoencoder_learns_the_pca_error_and_hides_from_the_diffusion_los
     exact = x @ autoencoder.E.T @ autoencoder.D.T
     torch.testing.assert_close(again, exact, atol=1e-4, rtol=1e-4)
     with torch.autocast("cpu", torch.bfloat16):
-        assert autoencoder.reconstruction_loss(x[None])[1].dtype == torch.float32
+        assert autoencoder.reconstruction_loss(x[None])[0].dtype == torch.float32
 
 
 def test_vertex_loss_weighs_latents_as_vertices_do():
