@@ -41,10 +41,10 @@ def observe(rows, name, rois):
     else:
         known = ", ".join(rois) or "it has none (data.py --parcels)"
         raise ValueError(f"neither a file nor a region of the subject: {known}")
-    if mask.dtype != bool or mask.shape[-1] != V or mask.ndim > 2:
+    mask = np.atleast_2d(mask)
+    if mask.dtype != bool or mask.shape[1:] != (V,):
         found = f"{mask.dtype} of shape {mask.shape}"
         raise ValueError(f"holds {found}; expected boolean, [{V}] or [frames, {V}]")
-    mask = np.atleast_2d(mask)
     frame = np.arange(np.lcm(len(rows), len(mask)))
     return rows[frame % len(rows)] | mask[frame % len(mask)]
 
