@@ -104,14 +104,13 @@ class Spread:
         left_out = self.left_out.expand_as(x)[free]  # [m]
         for name, (share, scale) in self.claims.items():
             variance = own + share * left_out  # [m]
-            claimed = scale * variance.sqrt()  # [m]
-            w = error / claimed
+            sigma = scale * variance.sqrt()  # [m]
+            w = error / sigma
             tail = (2**0.5 * torch.exp(-0.5 * w**2) - 1) / torch.pi**0.5
-            crps = claimed * (w * torch.erf(w / 2**0.5) + tail)
+            crps = sigma * (w * torch.erf(w / 2**0.5) + tail)
             size = as_normal(w, self.degrees * (variance / own) ** 2)
-            inside = [size < 0.67449, size < 1.64485]
-            found = torch.stack([*inside, crps, claimed**2, error**2, torch.ones_like(w)])  # [6,m]
-            self.sums[name] = self.sums.get(name, 0) + found.sum(1)
+            parts = [size < 0.67449, size < 1.64485, crps, sigma**2, error**2, torch.ones_like(w)]
+            self.sums[name] = self.sums.get(name, 0) + torch.stack(parts).sum(1)
 
     def fit_scale(self, decoded):
         """From blocks of the validation run, as sample.reconstruct yields them."""
