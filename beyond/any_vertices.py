@@ -101,12 +101,9 @@ class Observation:
         row, fit = self.fits[pattern]
         return (x - self.zero)[:, row] @ fit.T @ self.A[pattern].to(fit)
 
-    def projection(self, patterns):
-        """(z0 [B,K,d], A^T y [B,K,d], abar) -> z0, each of the K frames on its own."""
-        return self.weighted_projection(patterns, None, None)
-
-    def weighted_projection(self, patterns, prior, times):
-        """The same, weighted by the prior's covariance between the frames' times [K]."""
+    def projection(self, patterns, prior, times):
+        """(z0 [B,K,d], A^T y [B,K,d], abar) -> z0, weighted by the prior's covariance between the
+        frames' times [K]; without a prior each of the frames is on its own."""
         A = torch.block_diag(*(self.A[p] for p in patterns))  # [M,Kd], M = sum of r
         R = torch.block_diag(*(self.R[p] for p in patterns))  # [M,M]
 

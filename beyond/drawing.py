@@ -97,9 +97,7 @@ class WholeRuns:
         weighted by a prior's covariance, if not None."""
         times = torch.arange(len(patterns)) / self.a.upsample
         if any(p >= 0 and not self.whole[p] for p in patterns):
-            if prior is not None:
-                return self.observation.weighted_projection(patterns, prior, times)
-            return self.observation.projection(patterns)
+            return self.observation.projection(patterns, prior, times)
         seen = torch.tensor(patterns) >= 0  # [K] whole, or not at all
         if prior is not None:
             return weighted_projection.weighted_projection(prior, seen, times)

@@ -70,9 +70,8 @@ def borders(segments):
     run = torch.arange(len(length)).repeat_interleave(length)  # [T]
     last = length.cumsum(0)[run] - 1
     first = last - length[run] + 1
-    if len(length) > 2:
-        return first, last, run * min(len(length), 5) // len(length)
-    return first, last, torch.arange(len(run)) * 4 // len(run)
+    fold = run % 5 if len(length) > 2 else torch.arange(len(run)) * 4 // len(run)
+    return first, last, fold
 
 
 class LinearGaussian(nn.Module):

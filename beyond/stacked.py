@@ -25,12 +25,9 @@ from tools.processes import summed
 LEVELS = 8
 
 
-def share_at(share, n, steps):
-    """a [d] at step n of `steps`, between the levels [levels,d]."""
-    place = (n / steps * len(share) - 0.5).clamp(0, len(share) - 1)
-    low = place.long()
-    high = (low + 1).clamp(max=len(share) - 1)
-    return torch.lerp(share[low], share[high], (place - low).to(share))
+def level_of(n, schedule):
+    """Of steps n [B], all of which are in one."""
+    return n[0] * LEVELS // schedule.steps
 
 
 def stacked(model, network, expected):
@@ -41,7 +38,7 @@ def stacked(model, network, expected):
 
     def eps(z_n, n):
         repeated = m.repeat(len(z_n) // len(m), 1, 1)  # [SB,K,d]
-        share = share_at(model.share, n[0], model.schedule.steps)  # [d]
+        share = model.share[level_of(n, model.schedule)]  # [d]
         linear = model.linear.eps(z_n, n[:1], model.schedule, repeated, times)
         if share.min() == 1:
             return linear
@@ -64,7 +61,7 @@ def fit(model, batches):
         z_n = schedule.add_noise(z, n, eps)
         of_network = model(z_n, n, model.encoder(eeg), times)  # [B,K,d]
         gap = model.linear.eps(z_n, n, schedule, m, frames) - of_network  # [B,K,d]
-        level = n[0] * LEVELS // schedule.steps  # that of all in a batch
+        level = level_of(n, schedule)
         products[level] += ((eps - of_network) * gap).sum((0, 1))
         squares[level] += gap.square().sum((0, 1))
     products, squares = summed(torch.stack([products, squares]))

@@ -96,7 +96,7 @@ def test_frames_seen_whole_as_observations_are_range_null_projection():
     observation = any_vertices.Observation(unit_autoencoder(6), rows, nothing, [nothing[None]])
     y = torch.randn(2, 4, 6)
     mask = torch.tensor([True, False, True, False])
-    found = observation.projection([0, -1, 0, -1])(x, y, 0.3)
+    found = observation.projection([0, -1, 0, -1], None, None)(x, y, 0.3)
     torch.testing.assert_close(found, range_null_projection(x, y, mask[:, None]))
 
 
@@ -164,7 +164,7 @@ def test_any_linear_observation():
     known = torch.zeros(K, d).double()
     for k, kind in enumerate(kinds):
         known[k] = observation.latents(torch.from_numpy(x[k : k + 1]).float(), kind)[0]
-    held = observation.weighted_projection(kinds, prior_of(C, d), torch.arange(K))
+    held = observation.projection(kinds, prior_of(C, d), torch.arange(K))
 
     def project(z0, abar):
         return held(z0, known, abar)
@@ -187,7 +187,7 @@ def test_frames_seen_whole_are_exact_at_every_step_beside_frames_seen_in_part():
     observation = any_vertices.Observation(autoencoder, rows, torch.ones(V), [left_out])
     kinds = [0, 1, -1, 0, 1, -1]
     prior = prior_of(smooth_covariance(K), d)
-    held = observation.weighted_projection(kinds, prior, torch.arange(K))
+    held = observation.projection(kinds, prior, torch.arange(K))
     z0 = torch.from_numpy(rng.standard_normal((2, K, d)))
     y = torch.from_numpy(rng.standard_normal((2, K, d)))
     for abar in (0.0, *NoiseSchedule().alpha_bar[[999, 500, 20, 0]].tolist()):
