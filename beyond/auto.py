@@ -29,7 +29,6 @@ ALWAYS = {
     "prior": "gaussian",
     "closed_form": True,
     "eeg_dim": 128,
-    "width": 128,
     "depth": 2,
 }
 FEW = {  # the encoder held back, latents counted as they move vertices
@@ -55,13 +54,16 @@ MANY = {
     "epochs": 60,
 }
 ENOUGH = 2500  # training frames, from which on they are many
+WIDE = 10_000  # from which on twice the width pays, and four times no more
 AROUND = 4.8  # s of EEG shown before and after the frames of a window
 
 
 def choose(a, subject, frames):
     """Fill in the flags of train.py that are not given; say what was chosen, and why."""
     many = frames >= ENOUGH
-    recipe = {**ALWAYS, **(MANY if many else FEW), "context": max(1, round(AROUND / subject.tr))}
+    recipe = ALWAYS | (MANY if many else FEW)
+    recipe["context"] = max(1, round(AROUND / subject.tr))
+    recipe["width"] = 128 if frames < WIDE else 256
     fill(a, recipe)
     if a.steps is None:
         a.steps = max(1, a.epochs * frames // (a.frames * a.batch_size))
