@@ -51,6 +51,7 @@ ROWS = [
     Row("gaussian_prior", "--prior gaussian"),
     Row("weighted_projection", sample="--window 10 --overlap 0 --samples 8"),
     Row("whole_runs", sample="--samples 8"),
+    Row("linear_gaussian, stacked", "--closed-form"),
 ]
 WITHOUT = [  # flags that take one of the first chapters out again, with all others there
     Row("the default"),

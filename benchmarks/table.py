@@ -1,8 +1,8 @@
 """Table 1, Table 2, Figure 3 and Table S4 of the paper on one subject, with the rivals and the
 controls.
 
-    python benchmarks/table.py --data cinebrain/sub1 --shrink 1      the paper's settings, for a GPU
-    python benchmarks/table.py --data out/synthetic --preset tiny    an hour on two CPU cores
+    python benchmarks/table.py --data cinebrain/sub1 --preset paper --shrink 1       for a GPU
+    python benchmarks/table.py --data out/synthetic                  an hour on two CPU cores
 
 Trains NeuroFrames once for every length of window and size of latents, each rival once, and scores
 the same test frames in the same way. Flags that are not in --help are train.py's. A run that was
@@ -44,6 +44,7 @@ import decoder_frames
 import data
 import sample as sampling
 import train
+from beyond import auto
 from tools.errors import fail, script
 
 LENGTHS = (3, 10, 30)  # the paper's windows
@@ -60,13 +61,15 @@ NAMES = {
     "no_null_space": "without null space, mean of {}",
     "linear": "linear interpolation",
     "gaussian": "Gaussian conditional",
+    "linear_gaussian": "linear-Gaussian, with EEG",
     "shuffled_eeg": "shuffled EEG, mean of {}",
     "run_mean": "mean frame of the test run",
     "mean_frame": "mean training frame",
     "autoencoder": "the latents alone: D(E(x))",
     "ceiling": "all that the EEG can tell",
 }
-DIRECT = ("neuroframes", "neuroframes_1", "shuffled_eeg")  # what is scored of sample.py's methods
+# What is scored of sample.py's methods.
+DIRECT = ("neuroframes", "neuroframes_1", "linear_gaussian", "shuffled_eeg")
 INTERRECON = (*DIRECT, "no_null_space", "linear", "gaussian", "mean_frame")
 KNOWING = ("run_mean", "ceiling", "autoencoder")  # have seen the frames that others reconstruct
 COLUMNS = ("mse", "r", "cos", "mse_no_global", "r_no_global")
@@ -269,7 +272,10 @@ class Work:
         subject = data.Subject(a.data)
         training = subject.segments("train", validation=not a.no_validation)
         self.settings = train.parse([*flags, "--data", a.data])
-        train.choose_sizes(self.settings, sum(high - low for low, high in training))
+        frames = sum(high - low for low, high in training)
+        if self.settings.preset == "auto":
+            auto.choose(self.settings, subject, frames)
+        train.choose_sizes(self.settings, frames)
         self.normaliser = data.Normaliser.measure(subject, training)
         self.subject = subject
         self.segments = subject.segments("test")
@@ -317,7 +323,8 @@ class Work:
         batch_size = max(1, round(self.settings.batch_size * self.settings.frames / K))
         command = [*self.flags, "--data", a.data, "--frames", K, "--latent-dim", d]
         command += ["--batch-size", batch_size, "--seed", a.seed, "--device", a.device]
-        command += ["--no-validation"] * a.no_validation
+        # (Trained once, on the frames that z-scores are measured on; rivals likewise.)
+        command += ["--no-validation"] if a.no_validation else ["--no-refit"]
         if os.path.exists(os.path.join(folder, "last.pt")):  # the rest is as it was started with
             command = ["--resume", "--device", a.device]
         if not os.path.exists(done):
