@@ -291,7 +291,7 @@ def open_subject(a, run):
     check_training(a, subject, splits["train"])
     rows = np.concatenate([np.arange(low, high) for low, high in splits["train"]])
     if a.preset == "auto":
-        beyond.auto.choose(a, subject, len(rows))
+        beyond.auto.choose(a, subject, len(rows), SIZES["small"])
     choose_sizes(a, len(rows))
     note_doubts(a, subject, len(rows), ENOUGH)  # what may disappoint is said before, not after
     return subject, splits, rows

@@ -274,7 +274,7 @@ class Work:
         self.settings = train.parse([*flags, "--data", a.data])
         frames = sum(high - low for low, high in training)
         if self.settings.preset == "auto":
-            auto.choose(self.settings, subject, frames)
+            auto.choose(self.settings, subject, frames, train.SIZES["small"])
         train.choose_sizes(self.settings, frames)
         self.normaliser = data.Normaliser.measure(subject, training)
         self.subject = subject

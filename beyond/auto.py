@@ -28,8 +28,6 @@ ALWAYS = {
     "predict": "v",
     "prior": "gaussian",
     "closed_form": True,
-    "eeg_dim": 128,
-    "depth": 2,
 }
 FEW = {  # the encoder held back, latents counted as they move vertices
     "loss": "vertex",
@@ -44,24 +42,17 @@ FEW = {  # the encoder held back, latents counted as they move vertices
     "ema": 0.99,
     "epochs": 160,
 }
-MANY = {
-    "loss": "latent",
-    "vary": True,
-    "latent_dim": 64,
-    "lr": 1e-3,
-    "warmup": 100,
-    "ema": 0.998,
-    "epochs": 60,
-}
+MANY = {"loss": "latent", "vary": True}
 ENOUGH = 2500  # training frames, from which on they are many
 WIDE = 10_000  # from which on twice the width pays, and four times no more
 AROUND = 4.8  # s of EEG shown before and after the frames of a window
 
 
-def choose(a, subject, frames):
-    """Fill in the flags of train.py that are not given; say what was chosen, and why."""
+def choose(a, subject, frames, sizes):
+    """Fill in the flags of train.py that are not given; say what was chosen, and why. sizes: what
+    the network is like where nothing speaks against it."""
     many = frames >= ENOUGH
-    recipe = ALWAYS | (MANY if many else FEW)
+    recipe = sizes | ALWAYS | (MANY if many else FEW)
     recipe["context"] = max(1, round(AROUND / subject.tr))
     recipe["width"] = 128 if frames < WIDE else 256
     fill(a, recipe)

@@ -106,11 +106,10 @@ class BandPowerEncoder(nn.Module):
 
 def settings(a, tr):
     """Of train.py's flags: what BandPowerEncoder is made with. tr in seconds."""
-    small = a.width < 512
     return {
         "cycles": round(75 * tr),  # up to 75 Hz, where the paper's EEG is cut off
-        "filters": a.eeg_filters or (32 if small else 64),
-        "bands": a.eeg_bands or (16 if small else 40),
+        "filters": a.eeg_filters or 32,
+        "bands": a.eeg_bands or 16,
         "dropout": 0.5 if a.eeg_dropout is None else a.eeg_dropout,
         "plain": a.eeg_power != "log",
     }

@@ -335,7 +335,7 @@ def test_auto_chooses_by_what_is_there_and_leaves_what_is_given(tiny):
 
     def chosen(tr, frames, *flags):
         a = train.parse(["--data", tiny, *flags])
-        auto.choose(a, Other(tr, frames), frames)
+        auto.choose(a, Other(tr, frames), frames, train.SIZES["small"])
         train.choose_sizes(a, frames)
         return a
 
