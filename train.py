@@ -378,12 +378,12 @@ def train(a, where, run):
 @script
 def main(argv=None):
     given = parse(argv)
-    where = device.pick_device(given.device)
     # (Once; --preset auto: twice, at first to choose, and then on all training runs.)
     for a in beyond.auto.passes(given) if beyond else [given]:
+        where = device.pick_device(a.device)
         with memory.advice(where, a, "batch_size", "width", "latent_dim"), Run(a) as run:
             train(a, where, run)
-    processes.part()
+        processes.part()
 
 
 if __name__ == "__main__":
