@@ -398,7 +398,7 @@ def run(a, where, folder, on_guess):
     timeline = data.timeline(study.splits["test"], a.frames, of_frame)
     results = report.Results(a, study, timeline, seen, frame_scores, folder)
     outputs = None
-    if study.subject.space is not None:  # the lab's own formats
+    if study.subject.space is not None or a.plot:  # the lab's own formats, and pictures
         from recordings.outputs import Outputs
 
         outputs = Outputs(a, study, timeline)

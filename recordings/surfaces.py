@@ -5,7 +5,8 @@ import numpy as np
 
 from tools.errors import fail
 from tools.files import writing
-from tools.pictures import pyplot
+
+from .pictures import pyplot
 
 LATERAL_LEFT, LATERAL_RIGHT, ABOVE = "from the left", "from the right", "from above"
 

@@ -1,13 +1,17 @@
 """Pictures show what they say: the right values at the right places, of the right frame."""
 
+import os
 import sys
+import types
 
 import nibabel as nib
 import numpy as np
 import pytest
 
+from recordings import pictures
+from recordings.outputs import Outputs
 from recordings.surfaces import Surfaces
-from tools import errors, pictures
+from tools import errors
 
 # ---- Vertices by time ------------------------------------------------------------------
 
@@ -164,3 +168,21 @@ def test_without_matplotlib(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(errors.Problem, match="pip install matplotlib"):
         pictures.pyplot()
+    a = types.SimpleNamespace(plot=True, surfaces=None)
+    with pytest.raises(errors.Problem, match="pip install matplotlib"):
+        Outputs(a, None, None)  # before anything is drawn, which takes long
+    a.plot = False
+    Outputs(a, None, None)
+
+
+def test_a_picture_of_a_subject_without_a_space(monkeypatch, tmp_path):
+    """plot.png, and nothing else."""
+    monkeypatch.setattr(pictures, "pyplot", lambda: None)
+    monkeypatch.setattr(pictures, "carpet", lambda *given: drawn.append(given))
+    drawn = []
+    a = types.SimpleNamespace(plot=True, surfaces=None)
+    study = types.SimpleNamespace(subject=types.SimpleNamespace(space=None))
+    arrays = {"truth": np.zeros((3, 4)), "recon": np.ones((3, 4))}
+    Outputs(a, study, None).write(str(tmp_path), arrays, np.zeros((2, 4)), None, "direct")
+    assert drawn == [(str(tmp_path / "plot.png"), arrays, "direct")]
+    assert not os.listdir(tmp_path)

@@ -6,7 +6,7 @@ import time
 import numpy as np
 import torch
 
-from . import files, pictures
+from . import files
 from .ranks import RANK
 
 METRICS = ("mse", "r", "cos")
@@ -85,8 +85,6 @@ class Results:
         for name, count in rows.items() if RANK == 0 else ():
             shape = count * len(timeline.rows), len(valid)
             self.writers[name] = files.NpyWriter(self.path(f"{name}.npy"), shape)
-        if a.plot:
-            pictures.pyplot()  # if it is missing, say so now and not at the end
 
     def path(self, name):
         return os.path.join(self.folder, name)
@@ -124,11 +122,10 @@ class Results:
         for name, values in maps.items():
             files.save_array(self.path(f"{name}.npy"), values)
         files.save_json(self.path("metrics.json"), metrics)
-        if self.a.plot:
-            pictures.carpet(self.path("plot.png"), arrays, title(metrics))
         if outputs:
             missing = np.flatnonzero(~self.whole[self.timeline.pattern])
-            outputs.write(self.folder, arrays, maps, missing, title(metrics))
+            r = tuple(maps.values())
+            outputs.write(self.folder, arrays, r, missing, title(metrics))
         return metrics, [*lines, spread.told()] if spread else lines
 
     def metrics(self, spread):

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from .errors import fail
-from .files import writing
+from tools.errors import fail
+from tools.files import writing
 
 
 def pyplot():
