@@ -419,10 +419,10 @@ def run(a, where, folder, on_guess):
         guesses = {"neuroframes_1": first, **{method: u for method, (u, _, _) in drawn.items()}}
         guesses = {method: guess[:: a.upsample] for method, guess in guesses.items()}
         for method, guess in {**guesses, **rivals(sampler, timeline, places, x)}.items():
-            results.add_score(method, guess, x, places)
+            results.scores.add(method, guess, x, places)
             on_guess(method, places, guess)
     if RANK == 0:
-        return results.finish(spread, outputs, beyond and beyond.look_back)
+        return results.finish(spread, outputs, beyond and beyond.helped.look)
 
 
 @script

@@ -7,10 +7,9 @@
     windows         EEG around them, any length     any_vertices         parts of frames observed
     vertex_loss     errors where they show          between_frames       points between frames
     joint           the autoencoder trained along   computed_once        the same, faster
-    linear_gaussian  a closed form, in seconds       After sampling
+    linear_gaussian  a closed form, in seconds      After sampling
     stacked         it and the network together     calibration          how sure?
     auto            flags that suit a recording     helped               or was it luck?
-                                                    over_time            each vertex's course
 
 network.py and drawing.py put them together. The five scripts run without this folder, as the paper
 has it: train.py --preset paper, sample.py --paper.
@@ -32,7 +31,6 @@ from . import (
     joint,
     linear_gaussian,
     network,
-    over_time,
     stacked,
     velocity,
     vertex_loss,
@@ -57,9 +55,9 @@ TINY = {
 __all__ = [
     "WholeRuns",
     "auto",
+    "helped",
     "joint",
     "kinds",
-    "look_back",
     "measured",
     "network",
     "spread",
@@ -99,25 +97,3 @@ def kinds(ckpt):
     model = network.Network if chapters else NeuroFrames
     trained_along = "D" in ckpt["autoencoder"]
     return model, joint.JointAutoencoder if trained_along else LinearAutoencoder
-
-
-def look_back(arrays, results, metrics):
-    """What chapters say of all that sample.py has written and scored. They add it to metrics;
-    returned are maps {name: [V]} of r over time, and lines to print.
-
-    arrays   {"recon", "shuffled", "truth": [T,V]}, at the frames
-    results  tools.report.Results
-    """
-    timeline, seen = results.timeline, results.seen
-    arrays = {**arrays, "pattern": timeline.pattern}
-    runs = [
-        {name: array[low:high] for name, array in arrays.items()}
-        for low, high in timeline.stretches
-    ]
-    scored = metrics["scores"]["neuroframes"]  # where not all was observed
-    regions = {name: results.regions[name] for name in scored}
-    metrics["runs"] = over_time.of_runs(results)
-    metrics["over_time"], (r, r_shuffled) = over_time.look(runs, regions, seen)
-    metrics["helped"] = helped.look(runs, regions, seen, results.subject.tr, metrics)
-    maps = {"r_time": r, "r_time_shuffled": r_shuffled}
-    return maps, [*over_time.lines(metrics["over_time"]), helped.verdict(metrics)]

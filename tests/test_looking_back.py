@@ -5,7 +5,8 @@ import types
 import numpy as np
 import pytest
 
-from beyond import helped, over_time
+from beyond import helped
+from tools import over_time, report
 
 TR = 0.8
 MAPS, V = 6, 40  # a small brain: so many maps that wax and wane, on so many vertices
@@ -74,11 +75,11 @@ def test_shifts_find_what_is_there_and_nothing_else(case, effect):
     recon = brains(rng, runs, slow, some_maps(rng, count))
     S = []
     for x_hat, x in zip(recon, truth):
-        run = {"recon": x_hat + effect * x, "truth": x}
-        S.append(helped.likeness(run, TR, one_each(count)))
+        run = np.stack([x_hat + effect * x, x_hat, x])
+        S.append(helped.likeness(helped.without_drift(run, TR)) @ one_each(count))
     p = helped.p_of_shifts(S)
-    assert p.shape == (count,)
-    said = (p <= 0.02).sum()
+    assert len(p) == count
+    said = (np.array(p) <= 0.02).sum()
     assert said >= 45 if effect else said <= 10, said
 
 
@@ -93,17 +94,13 @@ def test_signs_find_what_is_there_and_nothing_else(case, effect):
     truth = brains(rng, runs, slow, some_maps(rng, count))
     maps = some_maps(rng, count)
     guesses = [brains(rng, runs, slow, maps) for _ in range(2)]
-    seen = np.array([[True] * count * V, [False] * count * V])
     D = []
     for x, own, shuffled in zip(truth, *guesses):
-        pattern = np.where(np.arange(len(x)) % 10 == 0, 0, -1)
-        own = 0.5 * (own + effect * x)
-        shuffled = 0.5 * shuffled
-        own[pattern == 0] = shuffled[pattern == 0] = x[pattern == 0]
-        run = {"recon": own, "shuffled": shuffled, "truth": x, "pattern": pattern}
-        D.append(helped.advantage(run, TR, one_each(count), seen))
+        run = np.stack([0.5 * (own + effect * x), 0.5 * shuffled, x])
+        run[:, ::10] = 0
+        D.append(helped.advantage(helped.without_drift(run, TR)) @ one_each(count))
     p = helped.p_of_signs(D, max(30, sum(runs) // 24))
-    said = (p <= 0.02).sum()
+    said = (np.array(p) <= 0.02).sum()
     assert said >= 45 if effect else said <= 10, said
 
 
@@ -117,67 +114,47 @@ def fitted(x, columns, rows):
 
 
 def slow_columns(T, tr):
-    """1, and cosines of k half waves in T frames whose period is 128 s or more."""
+    """1, cosines of k half waves in T frames whose period is 128 s or more, and two more."""
     columns = [np.ones(T)]
     k = 1
-    while 2 * T * tr / k >= 128:
+    while 2 * T * tr / max(1, k - 2) >= 128 or k <= 2:
         columns.append(np.cos(np.pi * k * (np.arange(T) + 0.5) / T))
         k += 1
     return np.stack(columns, 1)
 
 
-@pytest.mark.parametrize("tr", [0.8, 2.0])
-def test_likeness_at_each_lag(tr):
+@pytest.mark.parametrize("tr, waves", [(0.8, 4), (2.0, 7), (0.1, 3)])
+def test_likeness_at_each_lag(tr, waves):
     rng = np.random.default_rng(1)
     T = 150
-    recon, truth = rng.standard_normal((2, T, 7)) + 5 * np.linspace(-1, 1, T)[:, None]
-    regions = np.stack([np.arange(7) < 3, np.ones(7, bool)], 1)
-    S = helped.likeness({"recon": recon, "truth": truth}, tr, regions)
+    x = rng.standard_normal((3, T, 7)) + 5 * np.linspace(-1, 1, T)[:, None]
+    S = helped.likeness(helped.without_drift(x, tr))
     columns = slow_columns(T, tr)
-    a, b = (fitted(x, columns, np.arange(T)) for x in (recon, truth))
-    waves = np.arange(int(T * tr / 128) + 2)  # whole ones, to the first that is faster than 128 s
-    angle = 2 * np.pi * np.outer(np.arange(T), waves) / T
-    whole_waves = np.concatenate([np.cos(angle), np.sin(angle)], 1)
-    b = fitted(b, whole_waves, np.arange(T))
+    assert columns.shape[1] == waves
+    a, _, b = (fitted(series, columns, np.arange(T)) for series in x)
     for lag in (0, 1, 30, 149):
-        products = (np.roll(a, lag, axis=0) * b).sum(0)
-        np.testing.assert_allclose(S[lag], products @ regions, atol=1e-9)
+        np.testing.assert_allclose(S[lag], (np.roll(a, lag, axis=0) * b).sum(0), atol=1e-9)
 
 
 def test_advantage_is_of_what_was_not_seen():
-    """Errors less what is slow, as fitted to the frames that were not seen whole."""
+    """Errors less what is slow, as fitted to the frames that were not seen whole, which are 0."""
     rng = np.random.default_rng(1)
     T = 200
-    own, shuffled, truth = rng.standard_normal((3, T, 7))
-    seen = np.stack([np.ones(7), np.arange(7) < 2, np.zeros(7)]).astype(bool)
-    pattern = np.arange(T) % 4 % 3 - (np.arange(T) % 4 == 2) * 3  # 0, 1, -1, 0
-    own[seen[pattern]] = truth[seen[pattern]]
-    shuffled[seen[pattern]] = truth[seen[pattern]]
-    run = {"recon": own, "shuffled": shuffled, "truth": truth, "pattern": pattern}
-    D = helped.advantage(run, TR, np.eye(7), seen)
+    x = rng.standard_normal((3, T, 7))
+    whole = np.arange(T) % 3 == 0
+    x[:, whole] = 0
+    x[:, :, :2] = 0  # two vertices are always seen
+    D = helped.advantage(helped.without_drift(x, TR))
     columns = slow_columns(T, TR)
-    missing = np.flatnonzero(pattern != 0)
-    left = [fitted(x - truth, columns, missing) ** 2 for x in (shuffled, own)]
-    expected = np.where(seen[pattern], 0, left[0] - left[1])
+    missing = np.flatnonzero(~whole)
+    own, shuffled = (fitted(guess - x[2], columns, missing) ** 2 for guess in x[:2])
+    expected = np.where(whole[:, None], 0, shuffled - own)
     np.testing.assert_allclose(D, expected, atol=1e-9)
+    assert not D[:, :2].any()
     slow = columns @ rng.standard_normal((columns.shape[1], 7))  # what is slow changes nothing
-    moved = {**run, "recon": np.where(pattern[:, None] == 0, own, own + slow)}
-    np.testing.assert_allclose(helped.advantage(moved, TR, np.eye(7), seen), expected, atol=1e-9)
-
-
-def test_vertices_in_parts_sum_to_the_whole():
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((5, 10))
-    regions = rng.random((10, 3)) < 0.5
-    asked = []
-
-    def part(columns):
-        asked.append(x[:, columns].shape[1])
-        return x[:, columns]
-
-    total = helped.over_vertices(part, regions, T=2**20)  # four vertices at a time
-    np.testing.assert_allclose(total, x @ regions)
-    assert asked == [4, 4, 2]
+    moved = x + np.where(whole[:, None], 0, slow) * np.array([1, 0, 0])[:, None, None]
+    D = helped.advantage(helped.without_drift(moved, TR))
+    np.testing.assert_allclose(D, expected, atol=1e-9)
 
 
 def test_p_of_shifts_counts_those_that_are_as_good():
@@ -186,18 +163,18 @@ def test_p_of_shifts_counts_those_that_are_as_good():
     S[35, 1] = 2  # one of the 41 at 30 to 70
     S[[30, 70], 2] = 1
     S[[29, 71]] = 9  # too near
-    assert helped.p_of_shifts([S]) is None  # 41 are too few
+    assert helped.p_of_shifts([S]) == [None] * 3  # 41 are too few
     wider = np.insert(S, [50] * 20, 0, axis=0)  # 61, at 30 to 90
-    np.testing.assert_allclose(helped.p_of_shifts([wider]) * 62, [1, 2, 3])
+    np.testing.assert_allclose(helped.p_of_shifts([wider]), np.array([1, 2, 3]) / 62)
     short = np.zeros((12, 1))
     short[[0, 3, 9]] = 1  # in a run of 12 those at 4 to 8
-    assert helped.p_of_shifts([short] * 2) is None  # 25
-    assert helped.p_of_shifts([short] * 3) == 1 / 1000
+    assert helped.p_of_shifts([short] * 2) == [None]  # 25
+    assert helped.p_of_shifts([short] * 3) == [1 / 1000]
     short[4] = 1
-    assert helped.p_of_shifts([short] * 3) == pytest.approx(1 / 125, abs=0.01)
-    assert helped.p_of_shifts([short] * 3) > 1 / 1000
+    (p,) = helped.p_of_shifts([short] * 3)
+    assert 1 / 1000 < p == pytest.approx(1 / 125, abs=0.01)
     tiny = [np.zeros((1, 1)), np.zeros((2, 1))]  # they say nothing, and do no harm
-    assert helped.p_of_shifts([*tiny, wider[:, :1]]) == 1 / 1000
+    assert helped.p_of_shifts([*tiny, wider[:, :1]]) == [1 / 1000]
 
 
 def test_p_of_signs_in_blocks():
@@ -212,9 +189,9 @@ def test_p_of_signs_in_blocks():
     exact = (signs @ np.array(D) >= np.sum(D, 0) - 1e-12).mean(0)
     np.testing.assert_allclose(helped.p_of_signs(runs, 30), exact, atol=0.02)
     assert 0.02 < exact.min() < exact.max() < 0.98
-    assert helped.p_of_signs([np.ones((150, 1))], 30) is None  # five blocks
-    assert helped.p_of_signs([np.ones((151, 1))], 30) < 0.02  # six, all alike: 1 / 64
-    assert helped.p_of_signs([np.zeros((180, 1))], 30) == 1
+    assert helped.p_of_signs([np.ones((150, 1))], 30) == [None]  # five blocks
+    assert helped.p_of_signs([np.ones((151, 1))], 30)[0] < 0.02  # six, all alike: 1 / 64
+    assert helped.p_of_signs([np.zeros((180, 1))], 30) == [1]
 
 
 # ---- What is said of it ----------------------------------------------------------------
@@ -247,12 +224,27 @@ def test_verdict(p, r, shuffled, words):
     said = helped.verdict(metrics)
     assert said.startswith(words)
     assert (", 0.5 patch)." in said) == (p is not None)
-    metrics["scores"]["ceiling"] = {"whole": {"r": {"mean": 0.542}}}
+    metrics["ceiling"] = {"whole": {"r": 0.542}}
     assert ("r 0.520 of a possible 0.542 with it" in helped.verdict(metrics)) == (
         p is not None and r == 0.520
     )
     metrics["mode"] = "interrecon"
     assert helped.verdict(metrics) == said
+
+
+def written(truth, recon, shuffled, edges, regions, seen, pattern):
+    """What report.Results has when all is written; edges: where runs start and end."""
+    stretches = list(zip(edges[:-1], edges[1:]))
+    timeline = types.SimpleNamespace(
+        stretches=stretches, pattern=pattern, rows=np.arange(edges[-1])
+    )
+    return types.SimpleNamespace(
+        arrays={"recon": recon, "shuffled": shuffled, "truth": truth},
+        timeline=timeline,
+        regions=regions,
+        seen=seen,
+        subject=types.SimpleNamespace(tr=TR),
+    )
 
 
 @pytest.mark.parametrize("mode", ["direct", "interrecon"])
@@ -264,22 +256,23 @@ def test_p_is_of_each_region(mode):
     truth = waxing(rng, 600, 20)
     half = np.arange(20) < 10
     recon = waxing(rng, 600, 20) * ~half + 0.3 * truth * half
-    arrays = {"truth": truth, "recon": recon + 0.1 * noise[0], "shuffled": 0.3 * noise[1]}
-    arrays["pattern"] = np.full(600, -1)
-    runs = [{name: x[low : low + 300] for name, x in arrays.items()} for low in (0, 300)]
     regions = {"whole": np.ones(20, bool), "known": half, "not": ~half}
+    given = regions, np.zeros((1, 20), bool), np.full(600, -1)
+    results = written(truth, recon + 0.1 * noise[0], 0.3 * noise[1], [0, 300, 600], *given)
     scores = {
         method: {name: {"r": {"mean": r + i}} for i, name in enumerate(regions)}
         for method, r in (("neuroframes", 0.5), ("shuffled_eeg", 0.25))
     }
     metrics = {"mode": mode, "frames": 10, "test_frames": 600, "scores": scores}
-    found = helped.look(runs, regions, np.zeros((1, 20), bool), TR, metrics)
+    said = helped.look(over_time.deviations(results), results, metrics)
+    found = metrics["helped"]
+    assert said == helped.verdict(metrics) and found.keys() == regions.keys()
     assert found["known"]["p"] <= 0.001 and found["not"]["p"] > 0.05
     assert {row["r_gain"] for row in found.values()} == {0.25}
     if mode == "interrecon":
         metrics["frames"] = 150  # a period of anchors: four blocks
-        found = helped.look(runs, regions, np.zeros((1, 20), bool), TR, metrics)
-        assert found["whole"]["p"] is None
+        helped.look(over_time.deviations(results), results, metrics)
+        assert {row["p"] for row in metrics["helped"].values()} == {None}
 
 
 # ---- r over time -----------------------------------------------------------------------
@@ -287,8 +280,7 @@ def test_p_is_of_each_region(mode):
 
 @pytest.fixture
 def followed():
-    """Three runs of 100, 30 and 200 frames on 9 vertices: what look_back gets, and where it was
-    free."""
+    """Three runs of 100, 30 and 200 frames on 9 vertices: some were seen, some are flat."""
     rng = np.random.default_rng(2)
     T = 330
     truth = rng.standard_normal((T, 9)).astype("f4")
@@ -298,12 +290,31 @@ def followed():
     shuffled = rng.standard_normal((T, 9)).astype("f4")
     seen = np.stack([np.ones(9), np.arange(9) < 2, np.zeros(9)]).astype(bool)
     seen[1, 6] = seen[2, 6] = True  # never free
-    arrays = {"truth": truth, "recon": recon, "shuffled": shuffled}
-    arrays["pattern"] = rng.integers(-1, 2, T)
-    edges = [(0, 100), (100, 130), (130, 330)]
-    runs = [{name: x[low:high] for name, x in arrays.items()} for low, high in edges]
-    regions = {"whole": np.ones(9, bool), "few": np.arange(9) % 3 == 1, "none": np.arange(9) == 6}
-    return runs, regions, seen
+    pattern = rng.integers(-1, 2, T)
+    vertex = np.arange(9)
+    regions = {"whole": vertex != 6, "few": vertex % 3 == 1, "alike": (vertex > 2) & (vertex < 6)}
+    return written(truth, recon, shuffled, [0, 100, 130, 330], regions, seen, pattern)
+
+
+def test_deviations_in_parts_are_those_of_the_whole(followed, monkeypatch):
+    """Four vertices at a time, each run less its mean of what was not seen."""
+    (whole,) = over_time.deviations(followed)
+    monkeypatch.setattr(over_time, "AT_ONCE", 4 * 330)
+    parts = list(over_time.deviations(followed))
+    assert [x.shape for x, _ in parts] == [(3, 330, 4), (3, 330, 4), (3, 330, 1)]
+    for part, expected, axis in zip(zip(*parts), whole, (2, 0)):
+        np.testing.assert_allclose(np.concatenate(part, axis), expected)
+    x, share = whole
+    free = ~followed.seen[followed.timeline.pattern]
+    for low, high in followed.timeline.stretches:
+        for v in (0, 1, 2, 3, 4, 5, 7, 8):
+            here = low + np.flatnonzero(free[low:high, v])
+            for series, name in zip(x, ("recon", "shuffled", "truth")):
+                values = np.float64(followed.arrays[name][here, v])
+                np.testing.assert_allclose(series[here, v], values - values.mean(), atol=1e-9)
+    assert not x[:, ~free].any()
+    means = [x[0][:, mask].mean(1) for mask in followed.regions.values()]
+    np.testing.assert_allclose(x[0] @ share, np.transpose(means), atol=1e-9)
 
 
 def pooled_r(runs):
@@ -313,28 +324,33 @@ def pooled_r(runs):
 
 
 def test_r_over_time_is_numpys(followed):
-    runs, regions, seen = followed
-    scores, maps = over_time.look(runs, regions, seen)
+    maps, scores = over_time.look(followed)
+    stretches = followed.timeline.stretches
+    free = ~followed.seen[followed.timeline.pattern]
+    truth = np.float64(followed.arrays["truth"])
+    assert scores.keys() == {"neuroframes", "shuffled_eeg", "difference"}
     for rows, r, name in zip(scores.values(), maps, ("recon", "shuffled")):
-        expected = np.full(9, np.nan)
-        for v in range(6):
-            free = [~seen[run["pattern"], v] for run in runs]
-            pairs = [(run[name][f, v], run["truth"][f, v]) for f, run in zip(free, runs)]
-            expected[v] = pooled_r([np.float64(pair) for pair in pairs])
-        expected[7] = 0 if name == "recon" else r[7]  # the mean of a constant
-        np.testing.assert_allclose(r, expected, atol=1e-6)
-        assert rows.keys() == {"whole", "few"}
-        courses = []
-        few = np.flatnonzero(regions["few"])
-        for run in runs:
-            free = np.where(seen[run["pattern"]][:, few], np.nan, 1)
-            some = ~np.isnan(free).all(1)
-            pair = [np.nanmean(run[x][some][:, few] * free[some], 1) for x in (name, "truth")]
-            courses.append(np.float64(pair))
-        assert rows["few"]["r_mean_course"] == pytest.approx(pooled_r(courses), abs=1e-6)
-        assert rows["few"]["r_vertices"] == pytest.approx(r[few].mean())
-        assert rows["whole"]["r_vertices"] == pytest.approx(np.nanmean(r))
+        recon = np.float64(followed.arrays[name])
+
+        def r_of(columns, frames, recon=recon):
+            pairs = []
+            for low, high in stretches:
+                here = low + np.flatnonzero(frames[low:high])
+                pairs.append([x[here][:, columns].mean(1) for x in (recon, truth)])
+            return pooled_r(pairs)
+
+        expected = [r_of([v], free[:, v]) for v in range(6)]
+        np.testing.assert_allclose(r[:6], expected, atol=1e-6)
+        assert np.isnan(r[6]) and r[8] == pytest.approx(0, abs=1e-6)
+        assert name == "shuffled" or r[7] == pytest.approx(0, abs=1e-6)
+        for region, mask in followed.regions.items():
+            assert rows[region]["r_vertices"] == pytest.approx(np.mean(r[mask]))
+        # Vertices that were seen at the same times: r of the mean is that of their mean course.
+        assert rows["alike"]["r_mean_course"] == pytest.approx(
+            r_of([3, 4, 5], free[:, 3]), abs=1e-6
+        )
     own, shuffled, difference = scores.values()
+    assert own.keys() == followed.regions.keys()
     for what in ("r_vertices", "r_mean_course"):
         assert difference["few"][what] == own["few"][what] - shuffled["few"][what]
     lines = over_time.lines(scores)
@@ -342,44 +358,90 @@ def test_r_over_time_is_numpys(followed):
     assert numbers.format(*own["few"].values(), *shuffled["few"].values()) in lines[2]
 
 
+def test_r_of_a_mean_course_whose_vertices_were_seen_at_different_times(followed):
+    """A vertex has a share in it where it was not seen: its deviation from its own mean."""
+    _, scores = over_time.look(followed)
+    ((x, _),) = over_time.deviations(followed)
+    recon, _, truth = x[:, :, followed.regions["few"]].sum(2)
+    r = recon @ truth / np.sqrt(recon @ recon * (truth @ truth))
+    assert scores["neuroframes"]["few"]["r_mean_course"] == pytest.approx(r)
+
+
 def test_r_over_time_knows_no_offsets_and_follows_its_vertices(followed):
-    runs, regions, seen = followed
-    seen[1] = seen[2] = False
-    _, (before, _) = over_time.look(runs, regions, seen)
+    followed.seen[1] = followed.seen[2] = False
+    before = over_time.look(followed)[0][0]
     rng = np.random.default_rng(0)
-    moved = [{**run, "recon": 3 * run["recon"] + 5 * rng.standard_normal(9)} for run in runs]
-    _, (after, _) = over_time.look(moved, regions, seen)
-    np.testing.assert_allclose(after, before, atol=1e-6)
+    arrays = followed.arrays
+    offsets = np.repeat(5 * rng.standard_normal((3, 9)), [100, 30, 200], axis=0)
+    followed.arrays = {**arrays, "recon": 3 * arrays["recon"] + offsets}
+    np.testing.assert_allclose(over_time.look(followed)[0][0], before, atol=1e-6)
     order = rng.permutation(9)
-    names = "recon", "shuffled", "truth"
-    permuted = [{**run, **{name: run[name][:, order] for name in names}} for run in runs]
-    _, (after, _) = over_time.look(permuted, regions, seen)
-    np.testing.assert_array_equal(after, before[order])
-    late = [{**run, "recon": np.roll(run["recon"], 1, axis=0)} for run in runs]
-    _, (after, _) = over_time.look(late, regions, seen)
-    assert np.abs(after[:7]).max() < 0.2 < before[:7].min()
+    followed.arrays = {name: x[:, order] for name, x in arrays.items()}
+    followed.regions["whole"] = followed.regions["whole"][order]
+    np.testing.assert_array_equal(over_time.look(followed)[0][0], before[order])
+    followed.regions["whole"] = np.ones(9, bool)
+    followed.arrays = {**arrays, "recon": np.roll(arrays["recon"], 1, axis=0)}
+    after = over_time.look(followed)[0][0]
+    assert np.abs(after[:6]).max() < 0.2 < before[:6].min()
 
 
-def test_scores_of_each_run():
-    """Two runs, of which the second has a frame without anything to score."""
-    windows = {
-        "neuroframes": {
-            "whole": [np.full((3, 3), [1, 2, 3.0]), np.array([[5, 6, 7], [7, 8, 9.0]])]
-        },
-        "mean_frame": {"whole": [np.full((3, 3), 4.0), np.full((2, 3), 9.0)]},
-    }
-    results = types.SimpleNamespace(
-        timeline=types.SimpleNamespace(
-            rows=np.arange(10, 18),
-            stretches=[(0, 3), (3, 6), (6, 8)],
-            pattern=np.array([-1, -1, -1, -1, 0, -1, 0, 0]),
-        ),
-        regions={"whole": np.array([True, True, False])},
-        seen=np.array([[True, True, False], [False, False, False]]),
-        scores=types.SimpleNamespace(windows=windows),
-        subject=types.SimpleNamespace(when=lambda row: (row - 9, 0.5 * row)),
+# ---- Scores of frames ------------------------------------------------------------------
+
+
+@pytest.fixture
+def scored_frames():
+    """Scores of three runs, in windows of two: the last frame of the second run was seen whole, and
+    so was the third run. The second vertex is seen in some. (scores, {method: frames}, truth)"""
+    rng = np.random.default_rng(0)
+    timeline = types.SimpleNamespace(
+        rows=np.arange(10, 18),
+        stretches=[(0, 3), (3, 6), (6, 8)],
+        pattern=np.array([-1, 1, -1, -1, 1, 0, 0, 0]),
+        blocks=[np.arange(*edges) for edges in ((0, 2), (2, 3), (3, 5), (5, 6), (6, 8))],
     )
-    first, second, third = over_time.of_runs(results)
-    assert first == dict(run=1, start=5, frames=3, mse=1, r=2, cos=3, mean_frame_mse=4)
-    assert second == dict(run=4, start=6.5, frames=3, mse=6, r=7, cos=8, mean_frame_mse=9)
-    assert third == dict(run=7, start=8, frames=2)
+    regions = {"whole": np.array([True, True, False]), "first": np.array([True, False, False])}
+    seen = np.array([[True, True, False], [False, True, False], [False, False, False]])
+
+    def score(x_hat, x):
+        return np.stack([(x_hat - x).mean(1), x_hat.max(1), x.max(1)], 1)
+
+    scores = report.Scores(regions, timeline, seen, score)
+    truth = rng.standard_normal((8, 3))
+    guesses = {"neuroframes": rng.standard_normal((8, 3)), "mean_frame": np.zeros((8, 3))}
+    for method, x_hat in guesses.items():
+        for k in timeline.blocks:
+            scores.add(method, x_hat[k], truth[k], k)
+    # By hand: both vertices in frames 0, 2, 3; the first in 1, 4; none in 5, 6, 7.
+    columns = {0: 2, 1: 1, 2: 2, 3: 2, 4: 1}
+    expected = {
+        method: np.concatenate(
+            [score(x[t : t + 1, :n], truth[t : t + 1, :n]) for t, n in columns.items()]
+        )
+        for method, x in guesses.items()
+    }
+    return scores, expected
+
+
+def test_scores_are_of_what_was_not_seen(scored_frames):
+    scores, expected = scored_frames
+    table = scores.summary()
+    assert table.keys() == {"neuroframes", "mean_frame"}
+    own = expected["neuroframes"]
+    cells = table["neuroframes"]["whole"]
+    assert table["neuroframes"].keys() == {"whole", "first"} and cells.keys() == {"mse", "r", "cos"}
+    windows = [own[:2].mean(0), own[2], own[3:].mean(0)]
+    np.testing.assert_allclose([cell["mean"] for cell in cells.values()], own.mean(0))
+    np.testing.assert_allclose([cell["std"] for cell in cells.values()], np.std(windows, 0))
+
+
+def test_scores_of_each_run(scored_frames):
+    scores, expected = scored_frames
+    runs = scores.runs(lambda row: (row - 9, 0.5 * row))
+    assert [list(row.values())[:3] for row in runs] == [[1, 5, 3], [4, 6.5, 3], [7, 8, 2]]
+    names = ["run", "start", "frames", "mse", "r", "cos", "mean_frame_mse"]
+    for row, here in zip(runs, (slice(0, 3), slice(3, 5))):
+        assert list(row) == names
+        own = expected["neuroframes"][here].mean(0)
+        rival = expected["mean_frame"][here, 0].mean()
+        np.testing.assert_allclose(list(row.values())[3:], [*own, rival])
+    assert list(runs[2].values())[3:] == [None] * 4  # nothing of it was to be found

@@ -145,6 +145,12 @@ def save_json(path, content):
         json.dump(content, f, indent=1)
 
 
+def named(values, names, *more):
+    """An array as dicts in dicts, as save_json wants it. names: along its first axis; more: along
+    the others."""
+    return {n: named(part, *more) if more else part.item() for n, part in zip(names, values)}
+
+
 def save_array(path, array):
     with writing(path):
         np.save(path, array)
@@ -173,8 +179,10 @@ class NpyWriter:
         return values
 
     def close(self):
+        """What was written, read as it is needed."""
         with writing(self.path):
             self.file.close()
+        return np.load(self.path, mmap_mode="r")
 
 
 # ---- Reading ---------------------------------------------------------------------------

@@ -4,56 +4,59 @@ import os
 import time
 
 import numpy as np
-import torch
 
-from . import files
+from . import files, over_time
 from .ranks import RANK
 
 METRICS = ("mse", "r", "cos")
 
 
 class Scores:
-    """Scores [frames,metrics] a window, for every method and region, of what was not observed.
+    """Scores of every frame, by method and region, of what was not observed: masked arrays
+    [T,metrics], whose means are of the frames that have something to score.
 
-    regions  {name: bool [V]}
-    seen     bool [patterns,V]: which vertices are observed
-    score    (x_hat, x [frames,V]) -> [frames,metrics]
+    regions   {name: bool [V]}
+    timeline  a data.Timeline
+    seen      bool [patterns,V]: which vertices are observed
+    score     (x_hat, x [frames,V]) -> [frames,metrics]
     """
 
-    def __init__(self, regions, seen, score):
-        self.score = score
-        self.windows = {}
-        self.free = []
-        for row in seen:
-            free = {name: np.flatnonzero(mask & ~row) for name, mask in regions.items()}
-            self.free.append({name: torch.from_numpy(index) for name, index in free.items()})
+    def __init__(self, regions, timeline, seen, score):
+        self.regions, self.timeline, self.score = regions, timeline, score
+        self.free = [[np.flatnonzero(mask & ~row) for mask in regions.values()] for row in seen]
+        self.frames = {}
 
-    def add(self, method, x_hat, x, pattern):
-        """One window's frames x_hat, x [frames,V], observed as pattern [frames] says."""
-        found = {}
+    def add(self, method, x_hat, x, k):
+        """Frames x_hat, x [K,V] at places k [K]."""
+        pattern = self.timeline.pattern[k]
+        shape = len(self.regions), len(self.timeline.rows), len(METRICS)
+        frames = self.frames.setdefault(method, np.ma.masked_all(shape))
         for row in np.unique(pattern):
-            guess = x_hat[pattern == row]
-            truth = x[pattern == row]
-            for region, index in self.free[row].items():
+            here = pattern == row
+            for i, index in enumerate(self.free[row]):
                 if len(index):
-                    scores = self.score(guess[:, index], truth[:, index]).numpy()
-                    found.setdefault(region, []).append(scores)
-        for region, scores in found.items():
-            windows = self.windows.setdefault(method, {}).setdefault(region, [])
-            windows.append(np.concatenate(scores))
+                    frames[i, k[here]] = self.score(x_hat[here][:, index], x[here][:, index])
 
     def summary(self):
         """{method: {region: {metric: {mean over frames, std over windows}}}}"""
-        table = {}
-        for method, regions in self.windows.items():
-            for region, windows in regions.items():
-                every = np.concatenate(windows)  # [frames,metrics]
-                row = {}
-                for i, metric in enumerate(METRICS):
-                    deviation = np.std([scores[:, i].mean() for scores in windows])
-                    row[metric] = {"mean": float(every[:, i].mean()), "std": float(deviation)}
-                table.setdefault(method, {})[region] = row
-        return table
+        cells = []
+        for frames in self.frames.values():
+            windows = np.ma.stack([frames[:, block].mean(1) for block in self.timeline.blocks])
+            cells.append(np.stack([frames.mean(1), windows.std(0)], 2))  # [regions,metrics,2]
+        return files.named(cells, self.frames, self.regions, METRICS, ("mean", "std"))
+
+    def runs(self, when):
+        """Of each run (numbered from 1, with the seconds at which its test frames start: when) the
+        scores of the whole brain; None where none of its frames has something to score."""
+        found = []
+        methods = "neuroframes", "mean_frame"
+        whole = np.ma.concatenate([self.frames[method][0] for method in methods], 1)  # [T,3 + 3]
+        names = *METRICS, "mean_frame_mse"
+        for low, high in self.timeline.stretches:
+            run, start = when(self.timeline.rows[low])
+            row = {"run": run, "start": start, "frames": high - low}
+            found.append(row | dict(zip(names, whole[low:high].mean(0).tolist())))
+        return found
 
 
 class Results:
@@ -70,20 +73,19 @@ class Results:
     def __init__(self, a, study, timeline, seen, score, folder):
         self.a, self.timeline, self.seen, self.folder = a, timeline, seen, folder
         self.subject, self.began = study.subject, time.time()
-        self.whole = seen.all(1)  # [patterns]
         self.before = []
         self.after = []  # errors at what was observed, of the last projection
-        valid = study.normaliser.valid
-        masks = {"whole": valid, **study.subject.rois}
-        self.regions = {name: mask & valid for name, mask in masks.items()}
-        self.scores = Scores(self.regions, seen, score)
+        free = study.normaliser.valid & ~seen[np.unique(timeline.pattern)].all(0)
+        masks = {"whole": free, **study.subject.rois}
+        self.regions = {name: mask & free for name, mask in masks.items() if (mask & free).any()}
+        self.scores = Scores(self.regions, timeline, seen, score)
         points = a.upsample
         rows = {"recon": points, "shuffled": points, "truth": 1, "std": points}  # to a frame
         if a.samples == 1:
             del rows["std"]
         self.writers = {}
         for name, count in rows.items() if RANK == 0 else ():
-            shape = count * len(timeline.rows), len(valid)
+            shape = count * len(timeline.rows), len(free)
             self.writers[name] = files.NpyWriter(self.path(f"{name}.npy"), shape)
 
     def path(self, name):
@@ -94,9 +96,6 @@ class Results:
         for name, writer in self.writers.items():
             writer.add(frames[name])
 
-    def add_score(self, method, guess, x, k):
-        self.scores.add(method, guess, x, self.timeline.pattern[k])
-
     def add_residual(self, before, after):
         """A block's errors [m] at what was observed, before and after the last projection."""
         if len(before):
@@ -104,48 +103,55 @@ class Results:
             self.after.append(after.abs().max().item())
 
     def finish(self, spread, outputs, look_back):
-        """frames.npy, metrics.json, plot.png; returns what `show` prints. spread: a
-        calibration.Spread, or None; outputs: writes the lab's own formats, or None; look_back:
-        beyond.look_back, or None."""
-        for writer in self.writers.values():
-            writer.close()
+        """r_time*.npy, frames.npy, metrics.json; returns what `show` prints. spread: a
+        calibration.Spread, or None; outputs: writes the lab's own formats and pictures, or None;
+        look_back: beyond.helped.look, or None."""
         points, rows = self.a.upsample, self.timeline.rows
+        self.arrays = {}  # at the frames
+        for name, writer in self.writers.items():
+            array = writer.close()
+            self.arrays[name] = array[:: len(array) // len(rows)]
         if points > 1:
             rows = (rows[:, None] + np.arange(points) / points).ravel()
         files.save_array(self.path("frames.npy"), rows)
         metrics = self.metrics(spread)
-        arrays = {}
-        for name in self.writers:
-            array = np.load(self.path(f"{name}.npy"), mmap_mode="r")
-            arrays[name] = array[:: len(array) // len(self.timeline.rows)]
-        maps, lines = look_back(arrays, self, metrics) if look_back else ({}, [])
-        for name, values in maps.items():
+        r, metrics["over_time"] = over_time.look(self)
+        for name, values in zip(("r_time", "r_time_shuffled"), r):
             files.save_array(self.path(f"{name}.npy"), values)
+        lines = over_time.lines(metrics["over_time"])
+        if look_back:
+            lines.append(look_back(over_time.deviations(self), self, metrics))
         files.save_json(self.path("metrics.json"), metrics)
         if outputs:
-            missing = np.flatnonzero(~self.whole[self.timeline.pattern])
-            r = tuple(maps.values())
-            outputs.write(self.folder, arrays, r, missing, title(metrics))
+            missing = np.flatnonzero(~self.seen.all(1)[self.timeline.pattern])
+            title = f"{metrics['mode']}, samples averaged: {self.a.samples}"
+            outputs.write(self.folder, self.arrays, r, missing, title)
         return metrics, [*lines, spread.told()] if spread else lines
 
     def metrics(self, spread):
         """The content of metrics.json."""
         a = self.a
         asked = "gap anchors observe projection steps eta samples seed window overlap upsample"
-        return {
+        scores = self.scores.summary()
+        found = {
             "mode": "interrecon" if a.interrecon else "direct",
             "paper": a.paper,
             "frames": a.frames,
             **{name: getattr(a, name) for name in asked.split()},
             "null_space": a.interrecon and not a.no_null_space,
             "test_frames": len(self.timeline.rows),
-            "scored_frames": sum(map(len, self.scores.windows["neuroframes"]["whole"])),
-            "scores": self.scores.summary(),
+            "scored_frames": int(self.scores.frames["neuroframes"][0, :, 0].count()),
+            "scores": scores,
+            "runs": self.scores.runs(self.subject.when),
             "residual_before": float(np.mean(self.before)) ** 0.5 if self.before else None,
             "anchor_residual": max(self.after) if self.after else None,
             "calibration": spread.summary() if spread else {},
             "seconds": round(time.time() - self.began, 1),
         }
+        if "ceiling" in scores:
+            ceiling = self.scores.frames["ceiling"].mean(1)  # [regions,metrics]
+            found["ceiling"] = files.named(ceiling, self.regions, METRICS)
+        return found
 
 
 def add_flags(add):
@@ -169,14 +175,9 @@ NAMES = {
 }
 
 
-def title(metrics):
-    n = metrics["samples"]
-    return f"{metrics['mode']}, " + (f"mean of {n} samples" if n > 1 else "one sample")
-
-
 def show(metrics, lines):
     """Print the table of sample.py, and what it says in plain words. metrics: of metrics.json;
-    lines: of beyond."""
+    lines: to follow the table."""
     summary = metrics["scores"]
     print(
         f"\n{metrics['mode']}: {metrics['scored_frames']:,} of {metrics['test_frames']:,} test "
@@ -193,11 +194,10 @@ def show(metrics, lines):
                 print(f"{name.format(metrics['samples']):34}" + "".join(cells))
     print("", *lines, sep="\n")
     if metrics["residual_before"] is not None:
-        whole = {method: regions["whole"] for method, regions in summary.items()}
-        print(null_space(whole, metrics))
+        print(null_space(metrics))
 
 
-def null_space(whole, metrics):
+def null_space(metrics):
     """What the projection was worth, beside interpolations, which need no EEG."""
     names = {
         "neuroframes": "with the projection",
@@ -205,7 +205,8 @@ def null_space(whole, metrics):
         "linear": "by linear interpolation",
         "gaussian": "by the Gaussian conditional",
     }
-    mse = [f"{whole[m]['mse']['mean']:.3f} {name}" for m, name in names.items() if m in whole]
+    made = {m: s["whole"]["mse"]["mean"] for m, s in metrics["scores"].items()}
+    mse = [f"{made[m]:.3f} {name}" for m, name in names.items() if m in made]
     before = metrics["residual_before"]
     after = metrics["anchor_residual"]
     return (

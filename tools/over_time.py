@@ -1,0 +1,76 @@
+"""How well is each vertex followed in time, and each run?
+
+A score per frame, over vertices, asks for the right picture at each moment. Much of what is
+published asks for the right course at each place: Pearson's r over time, of each vertex, or of a
+region's mean (as encoding models are scored, Huth et al. 2016).
+
+    r[v] = sum over runs of cov(x_hat[v], x[v])
+           / sqrt(sum of var(x_hat[v]) * sum of var(x[v]))
+
+Each run's own mean is taken out, or else runs that differ by an offset would make an r of their
+own. What was observed is left out. What of it is due to the EEG? r minus that with shuffled EEG.
+And did one run spoil the scores per frame? Those of each run stand by themselves.
+"""
+
+import numpy as np
+
+from .files import named
+
+AT_ONCE = 2**22  # values of a series [T,n]: 34 MB
+METHODS = ("neuroframes", "shuffled_eeg", "difference")
+
+
+def deviations(results):
+    """Some vertices after the other: recon, shuffled and truth [3,T,n], each run less its mean of
+    what was not seen, 0 where it was seen; and their shares [n,regions] in the mean of a region.
+
+    results: a report.Results, when all is written."""
+    timeline = results.timeline
+    lengths = np.diff(timeline.stretches)[:, 0]
+    runs = np.repeat(np.eye(len(lengths)), lengths, axis=0)  # [T,runs]: 1 if a frame is of a run
+    masks = np.stack(list(results.regions.values()), 1)  # [V,regions]
+    step = AT_ONCE // len(runs)
+    for v in range(0, len(masks), step):
+        columns = slice(v, v + step)
+        free = ~results.seen[timeline.pattern, columns]  # [T,n]
+        names = "recon", "shuffled", "truth"
+        x = free * np.float64([results.arrays[name][:, columns] for name in names])  # [3,T,n]
+        means = runs.T @ x / (runs.T @ free).clip(1)  # [3,runs,n]
+        yield x - free * (runs @ means), masks[columns] / masks.sum(0)
+
+
+def correlation(x):
+    """r over time [2,n] of the first two of deviations [3,T,n] with the third."""
+    lengths = np.linalg.norm(x, axis=1)  # [3,n]
+    r = (x * x[2]).sum(1) / (lengths * lengths[2]).clip(1e-6)  # what is less is rounding
+    return r[:2]
+
+
+def look(results):
+    """r [2,V] with the EEG and with shuffled EEG, NaN where nothing is scored, 0 where something
+    does not vary; and {method: {region: {"r_vertices", "r_mean_course"}}}."""
+    r = []
+    means = 0
+    courses = 0
+    for x, share in deviations(results):
+        r.append(correlation(x))
+        means = means + r[-1] @ share  # [2,regions]
+        courses = courses + x @ share  # [3,T,regions]
+    r = np.concatenate(r, 1)
+    r[:, ~results.regions["whole"]] = np.nan
+
+    own, shuffled = np.stack([means, correlation(courses)], 2)  # [regions,2] each
+    what = "r_vertices", "r_mean_course"
+    return r, named((own, shuffled, own - shuffled), METHODS, results.regions, what)
+
+
+def lines(scores):
+    """The scores of each region, in words."""
+    said = ["r over time, mean over vertices and of a region's mean course:"]
+    for region, own in scores["neuroframes"].items():
+        shuffled = scores["shuffled_eeg"][region]
+        said.append(
+            f"{region:34}{own['r_vertices']:.3f}, {own['r_mean_course']:.3f}; with shuffled EEG "
+            f"{shuffled['r_vertices']:.3f}, {shuffled['r_mean_course']:.3f}"
+        )
+    return said
