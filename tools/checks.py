@@ -147,8 +147,8 @@ def check_splits(study, a):
     folder = study.subject.folder
     if not study.splits["test"] or (a.calibrate and not study.splits["val"]):
         fail(
-            f"{folder}: its split leaves no test frames, or no validation frames for --calibrate; "
-            "prepare it from two runs or more (four for --calibrate)"
+            f"{folder}: there are no test frames, or none for --calibrate that training left out; "
+            "prepare it from two runs or more; for --calibrate from four, and train with --no-refit"
         )
     asked = a.interrecon or not a.paper  # what training frames tell: of this the paper has nothing
     if asked and not study.measured and not study.splits["train"]:

@@ -179,6 +179,7 @@ def show(metrics, lines):
     """Print the table of sample.py, and what it says in plain words. metrics: of metrics.json;
     lines: to follow the table."""
     summary = metrics["scores"]
+    mse = {method: scores["whole"]["mse"]["mean"] for method, scores in summary.items()}
     print(
         f"\n{metrics['mode']}: {metrics['scored_frames']:,} of {metrics['test_frames']:,} test "
         f"frames scored, in windows of {metrics['frames']}; {metrics['steps']} steps, eta "
@@ -193,23 +194,16 @@ def show(metrics, lines):
                 cells = [f"{cell['mean']:10.3f} +- {cell['std']:.3f}" for cell in row]
                 print(f"{name.format(metrics['samples']):34}" + "".join(cells))
     print("", *lines, sep="\n")
+    # One sample has the error of the mean and its own variance, at most twice the mean frame's.
+    loud = mse["neuroframes_1"] / mse["mean_frame"]
+    if loud > 3:
+        print(
+            f"note: single samples have {loud:.2g} times the error of the mean training frame, so "
+            "that their variance is far from that of BOLD: trained too short, or on too little"
+        )
     if metrics["residual_before"] is not None:
-        print(null_space(metrics))
-
-
-def null_space(metrics):
-    """What the projection was worth, beside interpolations, which need no EEG."""
-    names = {
-        "neuroframes": "with the projection",
-        "no_null_space": "without it",
-        "linear": "by linear interpolation",
-        "gaussian": "by the Gaussian conditional",
-    }
-    made = {m: s["whole"]["mse"]["mean"] for m, s in metrics["scores"].items()}
-    mse = [f"{made[m]:.3f} {name}" for m, name in names.items() if m in made]
-    before = metrics["residual_before"]
-    after = metrics["anchor_residual"]
-    return (
-        f"MSE of what was missing: {', '.join(mse)}.\nWhat was observed is put back: {before:.3f} "
-        f"(rms) off before that, {after:g} after."
-    )
+        before = metrics["residual_before"]
+        after = metrics["anchor_residual"]
+        print(
+            f"What was observed is put back: {before:.3f} (rms) off before that, {after:g} after."
+        )
