@@ -38,21 +38,12 @@ from . import (
     whole_runs,
     windows,
 )
+from .auto import TINY
 from .drawing import WholeRuns, spread
 from .network import measured
 
-# What --preset tiny takes of them: for the synthetic subject and sessions of minutes.
-TINY = {
-    "autoencoder": "pca",
-    "eeg_encoder": "bandpower",
-    "predict": "v",
-    "prior": "gaussian",
-    "loss": "latent",
-    "context": 6,
-    "vary": True,
-    "closed_form": False,
-}
 __all__ = [
+    "TINY",
     "WholeRuns",
     "auto",
     "helped",

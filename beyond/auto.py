@@ -19,15 +19,17 @@ import time
 
 import torch
 
-from tools.checks import fill
-from tools.device import pick_device
-from tools.ranks import say
+from .network import say
 
-ALWAYS = {
+TINY = {  # --preset tiny, and what the default begins with
+    "autoencoder": "pca",
     "eeg_encoder": "bandpower",
     "predict": "v",
     "prior": "gaussian",
-    "closed_form": True,
+    "loss": "latent",
+    "context": 6,
+    "vary": True,
+    "closed_form": False,
 }
 FEW = {  # the encoder held back, latents counted as they move vertices
     "loss": "vertex",
@@ -42,7 +44,6 @@ FEW = {  # the encoder held back, latents counted as they move vertices
     "ema": 0.99,
     "epochs": 160,
 }
-MANY = {"loss": "latent", "vary": True}
 ENOUGH = 2500  # training frames, from which on they are many
 WIDE = 10_000  # from which on twice the width pays, and four times no more
 AROUND = 4.8  # s of EEG shown before and after the frames of a window
@@ -52,38 +53,38 @@ def choose(a, subject, frames, sizes):
     """Fill in the flags of train.py that are not given; say what was chosen, and why. sizes: what
     the network is like where nothing speaks against it."""
     many = frames >= ENOUGH
-    recipe = sizes | ALWAYS | (MANY if many else FEW)
+    recipe = sizes | TINY | ({} if many else FEW)
+    recipe["closed_form"] = True
     recipe["context"] = max(1, round(AROUND / subject.tr))
     recipe["width"] = 128 if frames < WIDE else 256
-    fill(a, recipe)
+    for name, value in recipe.items():
+        if getattr(a, name) is None:
+            setattr(a, name, value)
     if a.steps is None:
         a.steps = max(1, a.epochs * frames // (a.frames * a.batch_size))
     everything = sum(high - low for low, high in subject.segments("train", validation=False))
     a.again = everything / frames  # so many times the steps when no run is left out
 
-    why = f"fewer than {ENOUGH:,}, so the EEG encoder is held back"
-    if many:
-        why = f"{ENOUGH:,} or more, so windows vary in length"
+    why = "windows vary in length" if many else "the EEG encoder is held back"
     C = subject.eeg.shape[1]
     speed = rate(a)
     ours = (1 + a.again) * minutes(a, a.width, a.depth, a.steps, C, speed)
     paper = minutes(a, 1024, 6, 200 * frames // 320, C, speed)
     say(
-        f"auto: {frames:,} training frames, {why}; {C} channels; EEG of {a.context} frames "
-        f"({a.context * subject.tr:.1f} s) around windows. Closed form, stacked with a network of "
-        f"width {a.width}, depth {a.depth}: about {ours:.0f} minutes here. (--steps 0, the closed "
-        f"form alone: one or two; the paper's sizes: {paper:,.0f})"
+        f"auto: {frames:,} training frames (many: {ENOUGH:,}), so {why}; {C} channels; EEG of "
+        f"{a.context} frames ({a.context * subject.tr:.1f} s) around windows. Closed form, stacked "
+        f"with a network of width {a.width}, depth {a.depth}: about {ours:.0f} minutes here. "
+        f"(--steps 0, the closed form alone: one or two; the paper's sizes: {paper:,.0f})"
     )
 
 
 def rate(a):
-    """Operations a second of this device, in products of matrices."""
-    x = torch.randn(1024, 1024, device=pick_device(a.device))
-    float((x @ x).sum())  # the first one is slow
+    """Operations a second of this device, in a product of matrices."""
+    best = "cuda" if torch.cuda.is_available() else "cpu"
+    x = torch.randn(2048, 2048, device=a.device or best)
     began = time.time()
-    for _ in range(4):
-        float((x @ x).sum())
-    return 4 * 2 * 1024**3 / (time.time() - began)
+    float((x @ x).sum())
+    return 2 * 2048**3 / (time.time() - began)
 
 
 def minutes(a, width, depth, steps, channels, speed):
@@ -91,7 +92,7 @@ def minutes(a, width, depth, steps, channels, speed):
     (Forward and backward are six operations a weight and token.)"""
     frames = a.batch_size * a.frames
     network = 6 * 16 * width**2 * depth * frames
-    encoder = 24 * (a.eeg_filters or 32) * channels * 180 * (frames + 2 * a.context * a.batch_size)
+    encoder = 24 * 64 * channels * 180 * (frames + 2 * a.context * a.batch_size)
     return steps * (0.04 + 2 * (network + encoder) / speed) / 60
 
 
@@ -103,8 +104,7 @@ def passes(a):
     yield a
     if a.preset != "auto" or a.no_refit or a.no_validation:
         return
-    path = os.path.join(a.out, "ckpt.pt")
-    found = torch.load(path, map_location="cpu", weights_only=True)
+    found = torch.load(os.path.join(a.out, "ckpt.pt"), map_location="cpu", weights_only=True)
     if math.isinf(found["val_loss"]):
         return
     again = copy.copy(a)

@@ -5,9 +5,9 @@ import functools
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from neuroframes import EEGEncoder, NeuroFrames
-from tools.ranks import say
 
 from . import (
     band_power,
@@ -18,6 +18,12 @@ from . import (
     stacked,
     velocity,
 )
+
+
+def say(text):
+    """Print it; of torchrun's processes the first does."""
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        print(text)
 
 
 def choose(a, subject, config):
@@ -94,8 +100,8 @@ def measured(a, model, autoencoder, normaliser, subject, batches):
         if a.steps:  # before a validation run tells the share; or as another training was told
             model.share.copy_(torch.tensor(0.5 if a.share is None else a.share))
     if a.eeg_encoder == "bandpower" and not a.vary:
-        stretches = segments + batches.splits["val"]
-        batches.see = band_power.computed_once(model.encoder, read, stretches, batches.frames)
+        runs = segments + batches.splits["val"]
+        batches.see = band_power.computed_once(model.encoder, read, runs, batches.frames)
 
     def frames(rows):
         return torch.from_numpy(normaliser.zscore(subject.fmri[rows]))

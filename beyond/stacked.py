@@ -19,8 +19,7 @@ Gain    real-format session, direct: MSE 0.8 -> 0.7
 """
 
 import torch
-
-from tools.processes import summed
+import torch.distributed as dist
 
 LEVELS = 8
 
@@ -64,7 +63,8 @@ def fit(model, batches):
         level = level_of(n, schedule)
         products[level] += ((eps - of_network) * gap).sum((0, 1))
         squares[level] += gap.square().sum((0, 1))
-    products, squares = summed(torch.stack([products, squares]))
+    for part in (products, squares) if dist.is_initialized() else ():
+        dist.all_reduce(part)  # torchrun's processes have seen a share of the windows each
     if squares.any():
         common = products.mean(1, keepdim=True)  # of an average latent
         share = (products + common) / (squares + squares.mean(1, keepdim=True))

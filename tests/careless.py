@@ -41,9 +41,9 @@ CHANGES = [
     ),
     (
         "the prior fitted to the validation run too",
-        "beyond/drawing.py",
-        '[0] for low, high in splits["train"]])',
-        '[0] for low, high in splits["train"] + splits["val"]])',
+        "beyond/network.py",
+        "[0] for low, high in segments]",
+        '[0] for low, high in segments + batches.splits["val"]]',
     ),
     (
         "the spread's scale fitted on the test runs",
@@ -117,8 +117,8 @@ CHANGES = [
     (
         "the same noise for every seed",
         "train.py",
-        "torch.manual_seed(self.a.seed * 1_000_003 + step)",
-        "torch.manual_seed(step)",
+        "seed = self.a.seed * 1_000_003 + step",
+        "seed = step",
     ),
     (
         "the same windows at every step",
@@ -132,7 +132,7 @@ CHANGES = [
         "clip_grad_norm_(trained, 1.0)",
         "clip_grad_norm_(trained, 1e9)",
     ),
-    ("the flag --context is not read in training", "train.py", "self.a.context, more", "0, more"),
+    ("the flag --context is not read in training", "train.py", "self.a.context, int", "0, int"),
     (
         "EEG that is cut late keeps its old times",
         "train.py",
@@ -234,20 +234,20 @@ CHANGES = [
     (
         "epsilon kept and recomputed the wrong way round",
         "beyond/drawing.py",
-        "a.steps, a.eta, not weighted)",
-        "a.steps, a.eta, weighted)",
+        "a.steps, a.eta, prior is None)",
+        "a.steps, a.eta, prior is not None)",
     ),
     (
         "--eta is ignored",
         "beyond/drawing.py",
-        "a.steps, a.eta, not weighted)",
-        "a.steps, 0.0, not weighted)",
+        "a.steps, a.eta, prior is None)",
+        "a.steps, 0.0, prior is None)",
     ),
     (
         "other EEG around a window than in training",
         "beyond/drawing.py",
-        'study.settings["context"], S, in_batches',
-        "0, S, in_batches",
+        "h, context, S, in_batches",
+        "h, 0, S, in_batches",
     ),
     (
         "EEG that is younger than its frame",
