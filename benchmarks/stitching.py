@@ -82,7 +82,7 @@ class Runs:
 
         batches = functools.partial(in_batches, 16)
         eps_model = w.eps_model(model_of, self.h[:, :, None], self.context, self.samples, batches)
-        project = w.project(self.project_of, kinds, self.y)
+        project = w.project(self.project_of, kinds.numpy(), self.y)
         return self.draw(self.T, eps_model, project, generator)
 
     def window(self, start, kinds, y, generator):

@@ -161,7 +161,7 @@ class Scripts:
 
     def run(self, path, name, *flags):
         """{"status", "seconds", "said"} of a script, now or when it ran before: in path.json. What
-        it prints is in path.txt; `said` is the last line of it, but for where it wrote to."""
+        it prints is in path.txt; `said` is its verdict on the EEG, or else its last line."""
         found = {"status": None, "seconds": 0.0}
         if os.path.exists(path + ".json"):
             found = read_json(path + ".json")
@@ -174,7 +174,8 @@ class Scripts:
 
         with open(path + ".txt", encoding="utf-8", errors="replace") as log:
             lines = [line.strip() for line in log if line.strip()]  # (a \r ends one too)
-        said = [line for line in lines if not line.startswith("wrote ")]
+        verdicts = [line for line in lines if line.startswith(("The EEG", "Too few"))]
+        said = verdicts or lines
         seconds = found["seconds"] + time.time() - began
         found = {"status": status, "seconds": seconds, "said": said[-1] if said else ""}
         files.replace(path + ".json", lambda f: f.write(json.dumps(found).encode()))

@@ -304,7 +304,9 @@ def test_table_from_end_to_end_and_killed_between(subject, tmp_path, monkeypatch
     assert "name another --out" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("given, sizes", [([], [32, 64, 128]), (["--latent-dim", "8"], [4, 8, 16])])
+@pytest.mark.parametrize(
+    "given, sizes", [([], [64, 128, 256]), (["--latent-dim", "8"], [4, 8, 16])]
+)
 def test_sizes_of_latents_follow_the_subject(subject, tmp_path, monkeypatch, given, sizes):
     """Where no flag names them: 600 training frames are too few for the paper's."""
     asked = []
