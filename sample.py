@@ -38,6 +38,8 @@ Did the EEG help? Each score stands beside controls, on the same frames:
     gaussian       the expected frames given the observed ones, without EEG, if latents were a
                    Gaussian process with the covariance in time that training frames have (from
                    beyond/; without that folder it is missing)
+    linear_gaussian  the same given the EEG as well, whose band power shifts the mean: what a closed
+                   form knows in seconds (beyond/; of models trained with it)
     ceiling        all that the EEG can tell, which is known of the synthetic subject only
 
 To beat straight lines proves little, for BOLD is smooth in time: `gaussian` has the same frames to

@@ -1,21 +1,23 @@
 """How are the weights found? One visible loop, at the end of this file.
 
-    python train.py                          the synthetic subject, minutes on two CPU cores; not
-                                             as the paper, but as beyond.TINY says: encoder of band
-                                             power, v predicted, Gaussian prior, EEG around windows,
-                                             windows of any length
-    python train.py --preset paper           the same with the paper's method, in small sizes
-    python train.py --data cinebrain/sub1    a prepared subject (data.py), the paper's method
+    python train.py                          the synthetic subject, minutes on two CPU cores
+    python train.py --data subjects/rest     a prepared subject (data.py)
+    python train.py --preset paper           the paper's method
     python train.py --out OUT --resume       go on from OUT/last.pt as if nothing had happened
+
+Without --preset it is not as in the paper: beyond/auto.py looks at the subject and chooses what
+suits it. If there are three training runs or more, it trains twice: at first without the last of
+them, to choose by, and then on all.
 
 Writes to OUT: ckpt.pt, the averaged weights with the lowest validation loss (without a validation
 run: the last ones) and all that sample.py needs beside them; last.pt, the whole state of training;
 log.jsonl, one object a line.
 
 To skip at a first reading: lines that name `beyond`, whose chapters are what the paper does not
-have (with --preset paper `vary` is False, `shift` 0, `extra` 0.0 and `weight` 1.0, and branches
-that ask for joint and vertex are not taken); and what `processes` is for: alone, it hands on what
-it is given (`share_of_mean`: the mean); with torchrun several processes share the work.
+have (with --preset paper `vary` and `closed_form` are False, `shift` 0, `extra` 0.0 and `weight`
+1.0, and branches that ask for joint and vertex are not taken); and what `processes` is for: alone,
+it hands on what it is given (`share_of_mean`: the mean); with torchrun several processes share the
+work.
 
 What must not leak from the test runs into training? Runs are split as wholes, for windows of one
 run share its slow fluctuations; no window, nor the EEG around it, reaches over the border of a
