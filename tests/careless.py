@@ -1,4 +1,4 @@
-"""Would the tests notice? Forty careless changes of the kind that gives wrong science without a
+"""Would the tests notice? Forty-six careless changes of the kind that gives wrong science without a
 word, made one at a time in a copy of the project; prints which of them no test notices.
 
     python tests/careless.py [NUMBER ...]
@@ -260,6 +260,42 @@ CHANGES = [
         "sample.py",
         "reuse_eps=False,",
         "reuse_eps=True,",
+    ),
+    (
+        "ridge judged on runs that it was fitted to",
+        "beyond/linear_gaussian.py",
+        "ridge(X[~held] - mean, z[~held] - offset)",
+        "ridge(X - mean, z - offset)",
+    ),
+    (
+        "EEG of after the BOLD in place of before",
+        "beyond/linear_gaussian.py",
+        "self.delay / self.tr - 0.5 - late",
+        "self.delay / self.tr - 0.5 + late",
+    ),
+    (
+        "shares of the closed form the wrong way round",
+        "beyond/stacked.py",
+        "torch.lerp(network(z_n, n), linear, share)",
+        "torch.lerp(linear, network(z_n, n), share)",
+    ),
+    (
+        "shares of another level of noise",
+        "beyond/stacked.py",
+        "return n[0] * LEVELS // schedule.steps",
+        "return LEVELS - 1 - n[0] * LEVELS // schedule.steps",
+    ),
+    (
+        "trained anew, but again without the last run",
+        "beyond/auto.py",
+        "again.no_validation = True",
+        "again.no_validation = False",
+    ),
+    (
+        "the checkpoint chosen by the loss of epsilon",
+        "train.py",
+        'if batches.a.predict == "eps":',
+        "if False:",
     ),
 ]
 
