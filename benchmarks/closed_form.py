@@ -46,10 +46,14 @@ def make(path, frames, channels, d, rng):
     late = np.roll(np.log(amplitude), round(5 / TR) - round(4 / TR), 0)  # files: 4 s early already
     said = late @ rng.standard_normal((channels, d))
     z = (0.1**0.5 * said / said.std(0) + 0.9**0.5 * rng.standard_normal((frames, d))).astype("f4")
-    return eeg, torch.from_numpy(z)
+    return torch.from_numpy(z)
 
 
-def peak():
+def peak(reset=False):
+    """GB of memory, the most since the last reset."""
+    if reset:
+        with open("/proc/self/clear_refs", "w") as f:
+            f.write("5")
     with open("/proc/self/status") as f:
         line = next(line for line in f if line.startswith("VmHWM"))
     return int(line.split()[1]) / 1e6
@@ -65,7 +69,7 @@ def main(argv=None):
     a = p.parse_args(argv)
     with tempfile.TemporaryDirectory(dir=a.folder) as folder:
         path = os.path.join(folder, "eeg.npy")
-        _, z = make(path, a.frames, a.channels, a.latents, np.random.default_rng(0))
+        z = make(path, a.frames, a.channels, a.latents, np.random.default_rng(0))
         config = {"channels": a.channels, "samples": W}
         linear = linear_gaussian.LinearGaussian(
             a.latents, **linear_gaussian.settings(config, Recording)
@@ -76,6 +80,7 @@ def main(argv=None):
 
         runs = [(i, min(i + RUN, a.frames)) for i in range(0, a.frames, RUN)]
         before = time.time()
+        peak(reset=True)
         said = linear.fit(read, runs, z)
         print(said)
         print(

@@ -168,7 +168,7 @@ class LinearGaussian(nn.Module):
         # All frames: the penalty of each latent, what predictions miss, and the weights.
         p = self.smooth(x, every, first, last)  # [T,F]
         found = predictions(p, z, fold)  # [ratios,T,d]
-        best = (found - z).square().mean(1).argmin(0)  # [d]
+        best = torch.stack([(guess - z).square().mean(0) for guess in found]).argmin(0)  # [d]
         missed = z - found[best, :, torch.arange(len(best))].T  # [T,d]
         self.residual.fit(missed.split([high - low for low, high in segments]))
         left, scale, right = ridge(p - p.mean(0), z - z.mean(0))
