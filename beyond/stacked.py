@@ -15,7 +15,7 @@ at this level, as if a run of an average latent said so too.
 
 Seam    eps_model(z_n, n)
 Source  stacking (Wolpert 1992, Breiman 1996)
-Gain    real-format session, direct: MSE 0.8 -> 0.7
+Gain    real-format session, direct: MSE 0.823 (closed form), 0.797 (network) -> 0.771
 """
 
 import torch
