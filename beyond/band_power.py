@@ -19,7 +19,6 @@ Gain    synthetic, direct: MSE 0.765 -> 0.582, with all other chapters there
 
 import math
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -41,8 +40,7 @@ def spectra(eeg, bins, span=3):
 def computed_once(encoder, read, stretches, frames):
     """A function from rows [B,L] to what the encoder makes of their EEG first, its spectra, which
     are kept for all frames of some stretches. read: rows -> EEG."""
-    _, C, _ = read(np.arange(1)).shape
-    kept = torch.zeros(frames, C, encoder.bins, dtype=torch.complex64)
+    kept = torch.zeros(frames, encoder.spatial.shape[1], encoder.bins, dtype=torch.complex64)
     for low, high in stretches:
         parts = [spectra(eeg[None], encoder.bins)[0] for eeg in around(read, low, high)]
         kept[low:high] = torch.cat(parts)

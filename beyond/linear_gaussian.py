@@ -41,9 +41,9 @@ def ridge(X, z):
     weights from X [T,F] to z [T,d] at any penalty. Solved in frames or features, the fewer."""
     if len(X) < X.shape[1]:
         power, U = torch.linalg.eigh((X @ X.T).double())  # [T], [T,T]
-        return X.T.double() @ U, power.clamp(min=0), U.T @ z.double()
+        return X.T.double() @ U, power, U.T @ z.double()
     power, U = torch.linalg.eigh((X.T @ X).double())  # [F], [F,F]
-    return U, power.clamp(min=0), U.T @ (X.T @ z).double()
+    return U, power, U.T @ (X.T @ z).double()
 
 
 def predictions(X, z, fold):
@@ -151,7 +151,7 @@ class LinearGaussian(nn.Module):
         first, last, fold = borders(segments)
 
         # Which settings predict best? Some frames tell: log or plain, then late, then width.
-        some = every[:: -(-len(every) // ENOUGH)]
+        some = every[:: 1 + len(every) // ENOUGH]
 
         def error(x, late, width):
             self.chosen[1:] = torch.tensor([late, width])
@@ -169,11 +169,13 @@ class LinearGaussian(nn.Module):
         p = self.smooth(x, every, first, last)  # [T,F]
         found = predictions(p, z, fold)  # [ratios,T,d]
         best = torch.stack([(guess - z).square().mean(0) for guess in found]).argmin(0)  # [d]
-        missed = z - found[best, :, torch.arange(len(best))].T  # [T,d]
+        guess = found[best, :, torch.arange(len(best))].T  # [T,d]
+        told = (z - guess).square().sum() < z.square().sum()  # or the mean frame says more
+        missed = z - told * guess
         self.residual.fit(missed.split([high - low for low, high in segments]))
         left, scale, right = ridge(p - p.mean(0), z - z.mean(0))
         penalty = RATIOS[best] * p.var(0).sum()  # [d]
-        self.weight.copy_(left @ (right / (scale[:, None] + penalty)))
+        self.weight.copy_(told * left @ (right / (scale[:, None] + penalty)))
         self.bias.copy_(z.mean(0) - p.mean(0) @ self.weight)
 
         return (

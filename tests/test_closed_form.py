@@ -118,6 +118,20 @@ def test_eeg_that_says_nothing_leaves_the_mean_and_the_latents_own_covariance():
     )
 
 
+def test_a_closed_form_that_predicts_worse_than_the_mean_says_nothing():
+    """Few runs, and slow latents of which the EEG knows nothing."""
+    rng = np.random.default_rng(5)
+    eeg, _, segments = planted(rng, True, 5.0, frames=60)
+    z = torch.from_numpy(data.slow_noise(rng, len(eeg), 40, 6.0, 0.8)).float()
+    z -= z.mean(0)
+    linear, said = fitted(eeg, z, segments)
+    m = linear.expected(lambda rows: torch.from_numpy(eeg[rows]), *segments[0])
+    assert "explains 0.0%" in said and m.abs().max() < 1e-6
+    prior = GaussianPrior(40)
+    prior.fit(z.split(60))
+    torch.testing.assert_close(linear.residual.autocovariance, prior.autocovariance)
+
+
 def test_an_electrode_that_pops_hardly_moves_the_closed_form():
     eeg, z, segments = planted(np.random.default_rng(0), False, 5.0)
     popped = eeg.copy()
