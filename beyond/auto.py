@@ -13,7 +13,6 @@ Gain    real-format session, direct: MSE 2.63 (the paper's settings) -> 0.771
 """
 
 import copy
-import math
 import os
 import time
 
@@ -63,12 +62,12 @@ def choose(a, subject, frames, sizes):
     if a.steps is None:
         a.steps = max(1, a.epochs * frames // (a.frames * a.batch_size))
     everything = sum(high - low for low, high in subject.segments("train", validation=False))
-    a.again = everything / frames  # so many times the steps when no run is left out
+    a.again = everything / frames  # so many times the steps without a run left out
 
     why = "windows vary in length" if many else "the EEG encoder is held back"
     C = subject.eeg.shape[1]
     speed = rate(a)
-    ours = (1 + a.again) * minutes(a, a.width, a.depth, a.steps, C, speed)
+    ours = (1 + a.again * (a.again > 1)) * minutes(a, a.width, a.depth, a.steps, C, speed)
     paper = minutes(a, 1024, 6, 200 * frames // 320, C, speed)
     say(
         f"auto: {frames:,} training frames (many: {ENOUGH:,}), so {why}; {C} channels; EEG of "
@@ -102,11 +101,9 @@ def passes(a):
     if a.steps == 0:
         a.no_validation = True
     yield a
-    if a.preset != "auto" or a.no_refit or a.no_validation:
+    if a.preset != "auto" or a.no_refit or a.again == 1:
         return
     found = torch.load(os.path.join(a.out, "ckpt.pt"), map_location="cpu", weights_only=True)
-    if math.isinf(found["val_loss"]):
-        return
     again = copy.copy(a)
     again.no_validation = True
     again.resume = False

@@ -84,7 +84,7 @@ def set_aside(folder):
     kept = free_name(f"{folder}-")
     with writing(kept):
         os.rename(folder, kept)
-    say(f"note: an earlier result was there; it is kept in {kept}")
+    say(f"note: what was there before is not lost, it is kept in {kept}")
 
 
 def set_aside_files(folder, names):
@@ -97,7 +97,7 @@ def set_aside_files(folder, names):
         os.mkdir(kept)
         for name in names:
             os.rename(os.path.join(folder, name), os.path.join(kept, name))
-    say(f"note: an earlier result was there; it is kept in {kept}")
+    say(f"note: what was there before is not lost, it is kept in {kept}")
 
 
 @contextlib.contextmanager
