@@ -15,7 +15,6 @@ network.py and drawing.py put them together. The five scripts run without this f
 has it: train.py --preset paper, sample.py --paper.
 """
 
-import argparse
 import inspect
 
 from neuroframes import LinearAutoencoder, NeuroFrames
@@ -42,44 +41,18 @@ from .auto import TINY
 from .drawing import WholeRuns, spread
 from .network import measured
 
-__all__ = [
-    "TINY",
-    "WholeRuns",
-    "auto",
-    "helped",
-    "joint",
-    "kinds",
-    "measured",
-    "network",
-    "spread",
-    "stacked",
-    "vertex_loss",
-    "windows",
-]
-
 
 def add_training_flags(add):
     """Flags of train.py; those without a default take it from its presets."""
-    for chapter in (auto, band_power, velocity, gaussian_prior, vertex_loss, joint):
+    chapters = auto, band_power, velocity, gaussian_prior, windows, vertex_loss, joint
+    for chapter in (*chapters, linear_gaussian):
         chapter.add_flags(add)
-    windows.add_flags(add, argparse.BooleanOptionalAction)
-    linear_gaussian.add_flags(add, argparse.BooleanOptionalAction)
 
 
 def add_sampling_flags(add):
     """Flags of sample.py."""
     for chapter in (any_vertices, weighted_projection, whole_runs, between_frames, calibration):
         chapter.add_flags(add)
-
-
-def refusal_of_training(a, processes):
-    """What is wrong with the flags a of train.py, or None: the rules of chapters."""
-    return joint.refusal(a, processes)
-
-
-def refusal_of_sampling(a):
-    """The same of sample.py."""
-    return calibration.refusal(a)
 
 
 def kinds(ckpt):

@@ -66,29 +66,26 @@ def choose(a, subject, frames, sizes):
 
     why = "windows vary in length" if many else "the EEG encoder is held back"
     C = subject.eeg.shape[1]
-    speed = rate(a)
-    ours = (1 + a.again * (a.again > 1)) * minutes(a, a.width, a.depth, a.steps, C, speed)
-    paper = minutes(a, 1024, 6, 200 * frames // 320, C, speed)
+    ours = (1 + a.again * (a.again > 1)) * minutes(a, a.width, a.depth, a.steps, C)
+    paper = minutes(a, 1024, 6, 200 * frames // 320, C)
     say(
         f"auto: {frames:,} training frames (many: {ENOUGH:,}), so {why}; {C} channels; EEG of "
         f"{a.context} frames ({a.context * subject.tr:.1f} s) around windows. Closed form, stacked "
-        f"with a network of width {a.width}, depth {a.depth}: about {ours:.0f} minutes here. "
-        f"(--steps 0, the closed form alone: one or two; the paper's sizes: {paper:,.0f})"
+        f"with a network of width {a.width}, depth {a.depth}, {a.steps:,} steps: about {ours:.0f} "
+        f"minutes here (--steps 0, the closed form alone: one or two; the paper's sizes: "
+        f"{paper:,.0f})"
     )
 
 
-def rate(a):
-    """Operations a second of this device, in a product of matrices."""
+def minutes(a, width, depth, steps, channels):
+    """What training takes, about: 40 ms a step, and twice what its products of matrices would at
+    the speed of one here. (Forward and backward are six operations a weight and token.)"""
     best = "cuda" if torch.cuda.is_available() else "cpu"
     x = torch.randn(2048, 2048, device=a.device or best)
     began = time.time()
     float((x @ x).sum())
-    return 2 * 2048**3 / (time.time() - began)
+    speed = 2 * 2048**3 / (time.time() - began)  # operations a second
 
-
-def minutes(a, width, depth, steps, channels, speed):
-    """What training takes, about: 40 ms a step, and twice what its products of matrices would.
-    (Forward and backward are six operations a weight and token.)"""
     frames = a.batch_size * a.frames
     network = 6 * 16 * width**2 * depth * frames
     encoder = 24 * 64 * channels * 180 * (frames + 2 * a.context * a.batch_size)
@@ -107,8 +104,15 @@ def passes(a):
     again = copy.copy(a)
     again.no_validation = True
     again.resume = False
-    again.share = found["model"]["share"].tolist() if a.closed_form else None
     again.steps = max(1, round(found["step"] * a.again))
+    if a.closed_form:
+        share = found["model"]["share"]
+        again.share = share.tolist()
+        if share.min() == 1:
+            say(
+                "on the run left out the network adds nothing to the closed form: that stands alone"
+            )
+            again.steps = 0
     say(f"now on all training runs, {again.steps:,} steps (--no-refit leaves it at what there is)")
     yield again
 

@@ -151,10 +151,5 @@ class Spread:
         return "\n".join(lines)
 
 
-def refusal(a):
-    if a.calibrate and a.samples < 2:
-        return f"--samples {a.samples}: --calibrate needs 2 or more, to have a spread"
-
-
 def add_flags(add):
     add("--calibrate", action="store_true", help="fit a scale for the spread on the validation run")

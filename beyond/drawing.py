@@ -48,18 +48,14 @@ class WholeRuns:
         self.prior = getattr(study.model, "prior", None)  # of latents, without EEG
         if self.prior is None and a.interrecon:  # the control, and the weights of the projection
             self.prior = gaussian_prior.GaussianPrior(study.autoencoder.latent_dim)
-            if study.measured:
-                self.prior.load_state_dict(study.measured["prior"])
-            else:
-                given = study.frames, study.autoencoder, study.splits["train"]
-                self.prior.fit(gaussian_prior.latents(*given))
+            self.prior.load_state_dict(measured(study)["prior"])
         # What the EEG leaves open has less covariance than latents have.
         self.left = self.prior if self.linear is None else self.linear.residual
         self.observation = None
         if (rows.any(1) & ~self.whole).any():
             rows = rows.to(study.device)
             unseen = calibration.residuals(study.frames, study.autoencoder, study.splits)
-            variance, unison = left_out(study)
+            variance, unison = measured(study)["left_out"]
             given = study.autoencoder, rows, variance * unison, unseen
             self.observation = any_vertices.Observation(*given)
 
@@ -104,28 +100,32 @@ class WholeRuns:
         return lambda z0, y, abar: range_null_projection(z0, y, seen[:, None].to(y.device))
 
     def runs(self, stretches):
-        """Stretches of one length go together: (places [B,T], Windows) of each length T."""
+        """[(places [B,T], Windows)] of each length T that some of the stretches have."""
         a = self.a
+        found = []
         for T in sorted({high - low for low, high in stretches}):
             starts = np.array([low for low, high in stretches if high - low == T])
             tiles = self.study.tile([(0, T)], a.window, a.overlap)
             first = [tile.start for tile in tiles]
             windows = whole_runs.Windows(first, tiles[0].length, T, a.upsample)
-            yield starts[:, None] + np.arange(T), windows
+            found.append((starts[:, None] + np.arange(T), windows))
+        return found
+
+    def in_place(self, stretches, z):
+        """z [S,T points,d] of stretches that follow one another, of z [S,B,T points,d] for each
+        of their lengths."""
+        places = np.concatenate([k.ravel() for k, _ in self.runs(stretches)])
+        parts = [part.unflatten(2, (-1, self.a.upsample)).flatten(1, 2) for part in z]
+        return torch.cat(parts, 1)[:, places.argsort()].flatten(1, 2)
 
     def draw(self, name, stretches, y, pattern, h):
         """z [S,T points,d] of stretches that follow one another. Of the frames of all stretches:
         what was observed y [T_all,d], its pattern [T_all], EEG tokens h [T_all,points,d_e]."""
-        begin = stretches[0][0]
-        d = y.shape[-1]
-        runs = list(self.runs(stretches))
-        z = torch.zeros(self.a.samples, stretches[-1][1] - begin, self.a.upsample, d)
+        runs = self.runs(stretches)
         steps = len(runs) * self.a.steps
         with tqdm(total=steps, desc=name, unit="step", disable=self.study.quiet) as bar:
-            for k, windows in runs:
-                drawn = self.draw_alike(windows, y[k], pattern[k[0]], h[k], bar)
-                z[:, k - begin] = drawn.unflatten(2, (-1, self.a.upsample))
-        return z.flatten(1, 2)
+            z = [self.draw_alike(w, y[k], pattern[k[0]], h[k], bar) for k, w in runs]
+        return self.in_place(stretches, z)
 
     def draw_alike(self, windows, y, pattern, h, bar):
         """z [S,B,T points,d] of B runs of one length: y [B,T,d], pattern [T], h
@@ -165,36 +165,38 @@ class WholeRuns:
     def conditional(self, stretches, y, pattern, h=None):
         """The Gaussian conditional mean of the frames given y, z [1,T points,d]: without EEG; or,
         with h of all frames as of `encode_eeg`, around what the closed form expects."""
-        begin = stretches[0][0]
         d = y.shape[-1]
-        points = self.a.upsample
-        z = torch.zeros(1, stretches[-1][1] - begin, points, d)
         prior = self.prior if h is None else self.left
         project_of = functools.partial(self.project_of, prior=prior)
+        z = []
         for k, windows in self.runs(stretches):
-            guess = torch.zeros(*k.shape, points, d, device=self.study.device)
+            guess = torch.zeros(*k.shape, self.a.upsample, d, device=self.study.device)
             if h is not None:
                 guess = h[k][..., -d:]  # m
             guess = guess.flatten(1, 2)
             project = windows.project(project_of, pattern[k[0]], y[k].to(self.study.device))
             if project is not None:
                 guess = project(guess, 0.0)  # abar 0: z_n says nothing, only y does
-            z[:, k - begin] = guess.cpu().unflatten(1, (-1, points))
-        return z.flatten(1, 2)
+            z.append(guess.cpu()[None])
+        return self.in_place(stretches, z)
 
 
 # ---- What training frames tell ---------------------------------------------------------
 
 
-def left_out(study):
-    """What calibration.left_out says, as the checkpoint has it, or measured."""
-    if study.measured:
-        return study.measured["left_out"]
-    return calibration.left_out(study.frames, study.autoencoder, study.splits)
+def measured(study):
+    """What network.measured returned, as the checkpoint has it, or measured now."""
+    if not study.measured:
+        given = study.frames, study.autoencoder
+        prior = gaussian_prior.GaussianPrior(study.autoencoder.latent_dim)
+        prior.fit(gaussian_prior.latents(*given, study.splits["train"]))
+        variance = calibration.left_out(*given, study.splits)
+        study.measured = {"left_out": variance, "prior": prior.state_dict()}
+    return study.measured
 
 
 def spread(a, study):
     """A calibration.Spread, which knows what latents leave out."""
     valid = torch.from_numpy(study.normaliser.valid)
-    variance, _ = left_out(study)
+    variance, _ = measured(study)["left_out"]
     return calibration.Spread(variance.cpu(), valid, a.samples, a.upsample)

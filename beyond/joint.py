@@ -65,13 +65,5 @@ def start(a, subject, normaliser, saved, where):
     return autoencoder, latents
 
 
-def refusal(a, processes):
-    """Latents that move have no covariance for a prior, D is not orthonormal, as --loss vertex
-    needs it, and the loss of E and D is of one process."""
-    alone = a.prior in (None, "none") and a.loss in (None, "latent") and processes == 1
-    if a.autoencoder == "joint" and not alone:
-        return "--autoencoder joint goes with --prior none and --loss latent, and without torchrun"
-
-
 def add_flags(add):
     add("--autoencoder", choices=["pca", "joint"], help="in closed form, or trained along (slow)")

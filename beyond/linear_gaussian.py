@@ -20,6 +20,7 @@ Gain    real-format session, direct: MSE 1.140 (mean frame) -> 0.823, in seconds
 """
 
 import math
+from argparse import BooleanOptionalAction
 
 import torch
 import torch.nn.functional as F
@@ -198,5 +199,9 @@ def settings(config, subject):
     }
 
 
-def add_flags(add, switch):
-    add("--closed-form", action=switch, help="ridge on band power, stacked with the network")
+def add_flags(add):
+    add(
+        "--closed-form",
+        action=BooleanOptionalAction,
+        help="ridge on band power, stacked with the network",
+    )

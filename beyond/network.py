@@ -97,8 +97,8 @@ def measured(a, model, autoencoder, normaliser, subject, batches):
         batches.expected = torch.zeros(batches.frames, model.share.shape[1])
         for low, high in batches.splits["val"]:
             batches.expected[low:high] = model.linear.expected(read, low, high).cpu()
-        if a.steps:  # before a validation run tells the share; or as another training was told
-            model.share.copy_(torch.tensor(0.5 if a.share is None else a.share))
+        if a.steps:
+            model.share.copy_(torch.tensor(a.share))
     if a.eeg_encoder == "bandpower" and not a.vary:
         runs = segments + batches.splits["val"]
         batches.see = band_power.computed_once(model.encoder, read, runs, batches.frames)

@@ -11,7 +11,9 @@ trained on:
     a = sum of (eps - eps_network) (eps_linear - eps_network) / sum of (eps_linear - eps_network)^2
 
 A latent's own share is noisy where the run is short; so it is drawn towards that of all latents
-at this level, as if a run of an average latent said so too.
+at this level, as if a run of an average latent said so too. And shares that predict windows which
+they were not fitted to no better than the closed form does are all 1: where frames are few or the
+EEG tells nothing, what a network has learned by heart adds up over the steps of sampling.
 
 Seam    eps_model(z_n, n)
 Source  stacking (Wolpert 1992, Breiman 1996)
@@ -46,26 +48,44 @@ def stacked(model, network, expected):
     return eps
 
 
+def share_of(sums):
+    """a [..,d] of the two sums of the equation above, [2,..,d]."""
+    products, squares = sums + sums.mean(-1, keepdim=True)  # and of an average latent
+    return (products / squares).clamp(0, 1)
+
+
 @torch.no_grad()
 def fit(model, batches):
     """Set model.share by the validation windows of train.Batches, of whose frames the closed form
     expects batches.expected [T,d]. Without any it stays."""
     schedule = model.schedule
-    products = torch.zeros_like(model.share)
-    squares = torch.zeros_like(model.share)
+    every = batches.validation_windows
+    sums = model.share.new_zeros(2, LEVELS, len(every), model.share.shape[1])
     for (z, n, eps, eeg, times), _, windows in batches.validation(schedule):
         frames = torch.arange(z.shape[1])
         rows = torch.tensor([window.start for window in windows])[:, None] + frames  # [B,K]
         m = batches.expected[rows].to(z)  # [B,K,d]
         z_n = schedule.add_noise(z, n, eps)
+        signal, _ = schedule.signal_noise(n, z)  # an error in v, times this, is one in eps
         of_network = model(z_n, n, model.encoder(eeg), times)  # [B,K,d]
-        gap = model.linear.eps(z_n, n, schedule, m, frames) - of_network  # [B,K,d]
-        level = level_of(n, schedule)
-        products[level] += ((eps - of_network) * gap).sum((0, 1))
-        squares[level] += gap.square().sum((0, 1))
-    for part in (products, squares) if dist.is_initialized() else ():
-        dist.all_reduce(part)  # torchrun's processes have seen a share of the windows each
-    if squares.any():
-        common = products.mean(1, keepdim=True)  # of an average latent
-        share = (products + common) / (squares + squares.mean(1, keepdim=True))
-        model.share.copy_(share.clamp(0, 1))
+        gap = (model.linear.eps(z_n, n, schedule, m, frames) - of_network) / signal  # [B,K,d]
+        missed = (eps - of_network) / signal  # [B,K,d]
+        places = [every.index(window) for window in windows]
+        parts = torch.stack([missed * gap, gap.square()]).sum(2)  # [2,B,d]
+        sums[:, level_of(n, schedule), places] = parts
+    if dist.is_initialized():
+        dist.all_reduce(sums)  # torchrun's processes have seen a share of the windows each
+    if not sums.any():
+        return
+
+    # What does the network add in windows that the shares were not fitted to? If that is within
+    # two standard errors of nothing, the closed form stands alone.
+    total = sums.sum(2, keepdim=True)  # [2,LEVELS,1,d]
+    others = share_of(total - sums)  # [LEVELS,windows,d]
+    products, squares = sums
+    gain = (1 - others) * ((1 + others) * squares - 2 * products)  # [LEVELS,windows,d]
+    gain = gain.sum((0, 2))  # [windows]
+    model.share.copy_(share_of(total)[:, 0])
+    deviation = gain.std(correction=0) / (len(gain) - 1) ** 0.5  # of one window it is not known
+    if not gain.mean() > 2 * deviation:
+        model.share.fill_(1)

@@ -13,6 +13,8 @@ Gain    EEG around them: real-format session, direct: MSE 0.869 -> 0.807. Any le
         first and last of 10 frames observed: 0.249 -> 0.211, with all other chapters there
 """
 
+from argparse import BooleanOptionalAction
+
 import numpy as np
 
 
@@ -40,6 +42,10 @@ def around(read, low, high, late=0, block=64):
         yield cut(read(rows)[None], late)[0]
 
 
-def add_flags(add, switch):
+def add_flags(add):
     add("--context", type=int, help="EEG windows shown before and after the K frames")
-    add("--vary", action=switch, help="windows of K/3 to 3K frames, EEG cut between frames too")
+    add(
+        "--vary",
+        action=BooleanOptionalAction,
+        help="windows of K/3 to 3K frames, EEG cut between frames too",
+    )

@@ -194,9 +194,10 @@ class Validation:
     def __init__(self, z):
         self.z = z
         self.expected = torch.zeros(len(z), z.shape[1])
+        self.validation_windows = data.tile([(0, len(z))], 5)
 
     def validation(self, schedule):
-        windows = data.tile([(0, len(self.z))], 5)
+        windows = self.validation_windows
         z = torch.stack([self.z[w.start : w.start + 5] for w in windows])
         for level in range(8):
             n = torch.full((len(z),), level * 125 + 60)
@@ -229,6 +230,31 @@ def test_shares_fit_the_validation_run_best():
     one = Answers(lambda z_n: 0.1 * z_n, lambda z_n: 0.1 * z_n, torch.full((8, 3), 0.4))
     stacked.fit(one, batches)
     assert (one.share == 0.4).all()  # both say the same: nothing to learn from
+
+
+def test_a_network_that_adds_nothing_is_not_asked():
+    """It says what the closed form says, and something of its own that has nothing to do with z:
+    by chance a share of it fits the windows a little. Whether it is told from a network that knows
+    something, at all levels of noise together, is a matter of two standard errors."""
+    asked = []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        z = ar1(rng, 100, 3)
+        whim = torch.from_numpy(rng.normal(size=(1, 1, 3))).float() * 0.1
+
+        def network(z_n, whim=whim):
+            return 0.8 * z_n + whim
+
+        model = Answers(network, lambda z_n: 0.8 * z_n, torch.zeros(8, 3))
+        stacked.fit(model, Validation(z))
+        asked.append((model.share < 1).any())
+    assert sum(asked) <= 1
+    knows = Answers(lambda z_n: 0.8 * z_n, lambda z_n: 0.7 * z_n, torch.zeros(8, 3))
+    stacked.fit(knows, Validation(z))
+    assert knows.share.mean() < 0.5
+    one_window = Validation(z[:5])
+    stacked.fit(knows, one_window)  # nothing is known of how much chance does
+    assert (knows.share == 1).all()
 
 
 def test_stacked_lies_between_its_two_answers():
@@ -271,7 +297,30 @@ def test_the_closed_form_alone(tiny, tmp_path, monkeypatch, capsys):
     assert "linear-Gaussian, with EEG" in capsys.readouterr().out
 
 
-def test_auto_trains_to_choose_and_then_on_all(tiny, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def adding():
+    """Shares as of a network that adds something, which no network does after a few steps."""
+
+    def fit(model, batches):
+        if batches.validation_windows:
+            model.share.copy_(torch.linspace(0.1, 0.9, model.share.numel()).view_as(model.share))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stacked, "fit", fit)
+        yield
+
+
+def test_auto_leaves_out_a_network_that_adds_nothing(tiny, tmp_path, monkeypatch, capsys):
+    command(monkeypatch, train, "--data", tiny, *AUTO, "--steps", 4, "--out", tmp_path)
+    assert "adds nothing to the closed form" in capsys.readouterr().out
+    ckpt = torch.load(tmp_path / "ckpt.pt", weights_only=True)
+    first = torch.load(tmp_path / "earlier-1" / "ckpt.pt", weights_only=True)
+    assert first["step"] > 0 and ckpt["step"] == 0 and ckpt["settings"]["no_validation"]
+    assert (first["model"]["share"] == 1).all() and (ckpt["model"]["share"] == 1).all()
+    assert not torch.equal(first["model"]["linear.weight"], ckpt["model"]["linear.weight"])
+
+
+def test_auto_trains_to_choose_and_then_on_all(adding, tiny, tmp_path, monkeypatch, capsys):
     flags = ["--data", tiny, *AUTO, "--steps", 8, "--out", tmp_path]
     command(monkeypatch, train, *flags)
     said = capsys.readouterr().out
@@ -299,7 +348,7 @@ def test_auto_trains_to_choose_and_then_on_all(tiny, tmp_path, monkeypatch, caps
         assert torch.equal(value, kept["model"][name]), name
 
 
-def test_auto_goes_on_where_it_was_killed(tiny, tmp_path, monkeypatch):
+def test_auto_goes_on_where_it_was_killed(adding, tiny, tmp_path, monkeypatch):
     """In either training: what comes out is what an undisturbed one gives."""
     flags = ["--data", tiny, *AUTO, "--steps", 6]
     command(monkeypatch, train, *flags, "--out", tmp_path / "whole")

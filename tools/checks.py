@@ -43,18 +43,12 @@ def check_range(a, low, high, *names):
             fail(f"{flag(name)} {value}: expected {low:g} to {high:g}")
 
 
-def refused(why):
-    """Fail if chapters gave a reason to."""
-    if why:
-        fail(why)
-
-
 def settle_training(a, paper, beyond):
     """Settle the flags of chapters that are not given, as --preset says, and check all flags of
     train.py that need no data to be checked. paper: what they are in the paper; beyond: the
     chapters, or None."""
     a.data = a.data and os.path.abspath(a.data)
-    a.share = None  # of the closed form; see beyond/stacked
+    a.share = 0.5  # of the closed form, before a validation run tells it; see beyond/stacked
     check_positive(a, "frames", "latent_dim", "eeg_dim", "tokens_per_frame", "depth", "heads")
     check_positive(a, "width", "epochs", "batch_size", "lr")
     check_range(a, 0, 1, "ema")
@@ -67,12 +61,17 @@ def settle_training(a, paper, beyond):
     check_positive(a, "eeg_filters", "eeg_bands")
     check_range(a, 0, 1, "eeg_dropout")
     check_range(a, 0, 10**9, "context")
-    recipes = {"paper": paper, "tiny": beyond.TINY, "auto": {"autoencoder": "pca"}}
-    recipe = recipes[a.preset]
+    recipe = {"paper": paper, "tiny": beyond.TINY, "auto": {"autoencoder": "pca"}}[a.preset]
+    # Latents that move have no covariance for a prior or a closed form, D is not orthonormal, as
+    # --loss vertex needs it, and the loss of E and D is of one process.
     if a.autoencoder == "joint":
-        recipe = {**recipe, "prior": "none", "loss": "latent", "closed_form": False}
+        fill(a, {"prior": "none", "loss": "latent", "closed_form": False})
+        if a.prior != "none" or a.loss != "latent" or a.closed_form or WORLD > 1:
+            fail(
+                "--autoencoder joint goes with --prior none, --loss latent and --no-closed-form, "
+                "and without torchrun"
+            )
     fill(a, recipe)
-    refused(beyond.refusal_of_training(a, WORLD))
 
 
 def fill(a, recipe):
@@ -100,7 +99,7 @@ def note_doubts(a, subject, frames, enough):
         )
     if not subject.segments("test"):
         say(f"note: {subject.folder} has no test frames (a single run?): nothing to score")
-    if a.warmup >= a.steps:
+    if a.warmup >= a.steps > 0:
         say(f"note: --warmup {a.warmup} is as long as training, {a.steps} steps; lower it")
 
 
@@ -130,8 +129,8 @@ def settle_sampling(a, beyond):
     a.interrecon = bool(a.gap or a.anchors or a.observe)
     a.upsample = a.upsample or 1
     a.samples = a.samples or (1 if a.paper else 8)
-    if beyond:
-        refused(beyond.refusal_of_sampling(a))
+    if a.calibrate and a.samples < 2:
+        fail(f"--samples {a.samples}: --calibrate needs 2 or more, to have a spread")
 
 
 def check_windows(a, model):
@@ -232,15 +231,10 @@ def check_tr(path, tr):
 def check_runs(meta, T):
     """ValueError, or the like, if runs or split of subject.json cannot be those of T frames."""
     runs = meta["runs"]
-    edges = np.array(meta["runs"]).ravel()
-    if np.array(runs).shape != (len(runs), 2) or edges.dtype.kind != "i" or not len(runs):
+    edges = np.array(runs).ravel()
+    if np.array(runs).shape != (len(runs), 2) or edges.dtype.kind != "i" or not runs:
         raise ValueError(f"runs {runs} that are no pairs of whole numbers")
-    if (
-        edges[0] < 0
-        or edges[-1] > T
-        or (np.diff(edges) < 0).any()
-        or (edges[::2] == edges[1::2]).any()
-    ):
+    if (np.diff([0, *edges, T]) < 0).any() or (edges[::2] == edges[1::2]).any():
         raise ValueError(f"runs {runs} that do not lie one after another within 0 to {T}")
     meta.setdefault("first_volume", [0] * len(runs))
     if len(meta["first_volume"]) < len(runs):

@@ -145,7 +145,12 @@ class Run:
         (Ctrl-C, SIGTERM): at the end of a step, on all processes alike."""
         self.every = max(1, min(500, self.a.steps // 20))
         self.began = time.time()
-        self.bar = tqdm(total=self.a.steps, initial=self.step, unit="step", disable=RANK > 0)
+        self.bar = tqdm(
+            total=self.a.steps,
+            initial=self.step,
+            unit="step",
+            disable=RANK > 0 or self.a.steps == 0,
+        )
         self.signals.wait()
         while self.step < self.a.steps:
             yield self.step
