@@ -5,7 +5,6 @@ filters. A run is read in pieces; one that is filtered lies in a temporary file 
 """
 
 import collections
-import os
 import re
 import tempfile
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tools import files
+from tools.checks import blaming
 from tools.errors import fail
 
 # EDF has no types of channels, and other formats often call all of them EEG: names tell as well.
@@ -25,15 +25,15 @@ class Recording:
     """Continuous EEG of one run, which is read in pieces."""
 
     path: str
-    source: object  # source(rows, start, stop) -> [rows,stop-start]
-    rows: list  # of the source that are EEG
+    source: object  # source(picks, start, stop) -> [picks,stop-start]
+    picks: list  # the source's EEG channels: names, or rows of an .npy
     names: list  # [C] of channels; None of .npy, which has no names
     fs: float  # Hz
     samples: int
     said: dict  # what is known of it, for subject.json
     events: list  # (start, stop, description), in seconds
     average: bool = False  # the reference is the mean of all channels
-    weights: object = None  # [C,rows] where channels are interpolated
+    weights: object = None  # [C,picks] where channels are interpolated
 
     @property
     def breaks(self):
@@ -43,7 +43,7 @@ class Recording:
 
     def read(self, start, stop):
         """EEG [C,stop-start]."""
-        eeg = np.asarray(self.source(self.rows, start, stop), float)  # [rows,t]
+        eeg = np.asarray(self.source(self.picks, start, stop), float)  # [picks,t]
         if self.weights is not None:
             eeg = self.weights @ eeg  # [C,t]
         return eeg - eeg.mean(0) if self.average else eeg
@@ -76,11 +76,11 @@ def open_eeg(path, a):
 def open_npy(path, a):
     C, samples = files.load_npy(path, 2).shape
 
-    def source(rows, start, stop):
-        return files.load_npy(path, 2)[rows, start:stop]  # anew: pages read so far are let go
+    def source(picks, start, stop):
+        return files.load_npy(path, 2)[picks, start:stop]  # anew: pages read so far are let go
 
-    rows = list(range(C))[: a.channels]
-    return Recording(path, source, rows, None, a.fs or 1000, samples, {}, [])
+    picks = list(range(C))[: a.channels]
+    return Recording(path, source, picks, None, a.fs or 1000, samples, {}, [])
 
 
 def open_with_mne(path, a):
@@ -102,15 +102,14 @@ def open_with_mne(path, a):
     if others:
         print(f"{path}: left out, as no EEG: {others}")
 
-    rows = [raw.ch_names.index(name) for name in names]
-    places = {name: info["chs"][row]["loc"][:3] for name, row in zip(names, rows)}  # m
+    places = {ch["ch_name"]: ch["loc"][:3].tolist() for ch in info["chs"]}  # m
     known = [name for name in names if 0 < np.linalg.norm(places[name]) < np.inf]
-    said = {"channels": names, "positions": {name: places[name].tolist() for name in known}}
+    said = {"channels": names, "positions": {name: places[name] for name in known}}
     for key, unknown in (("highpass", 0), ("lowpass", fs / 2)):
         if info[key] != unknown:
             said[key] = info[key]
     stims = [name for name in kinds if kinds[name] == "stim"]
-    return Recording(path, raw.get_data, rows, names, fs, raw.n_times, said, marks(raw, stims))
+    return Recording(path, raw.get_data, names, names, fs, raw.n_times, said, marks(raw, stims))
 
 
 def marks(raw, stims):
@@ -132,26 +131,26 @@ def marks(raw, stims):
 
 def change(found, a, block=100_000):
     """Filter and resample a Recording, in a mapped copy: 64 channels at 5 kHz fill memory."""
-    mne = need_mne("--notch, --band, --resample:")
-    C = len(found.rows)
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        # When this is left, the file has no name any more: it goes when the process ends.
-        path = os.path.join(folder, "eeg.npy")
-        copy = np.lib.format.open_memmap(path, "w+", float, shape=(C, found.samples))
+    mne = need_mne("--notch, --band or --resample")
+    C = len(found.picks)
+    with tempfile.TemporaryFile() as file:  # has no name: it is gone when the process ends
+        copy = np.memmap(file, float, "w+", shape=(C, found.samples))
     for i in range(0, found.samples, block):
         copy[:, i : i + block] = found.read(i, min(i + block, found.samples))
-    raw = mne.io.RawArray(copy, mne.create_info(C, found.fs, "eeg"))
-    if a.notch:
-        raw.notch_filter(a.notch)
-        found.said["notch"] = a.notch
-    if a.band:
-        raw.filter(*a.band)
-        found.said["highpass"], found.said["lowpass"] = a.band
-    if a.resample:
-        # Padded by a whole second: by mne's own choice all would be up to half a sample late.
-        raw.resample(a.resample, npad=round(found.fs))
+    raw = mne.io.RawArray(copy, mne.create_info(found.names or C, found.fs, "eeg"))
+    for start, stop in found.breaks:  # mne's filters do not reach over what is so called
+        raw.annotations.append(start / found.fs, (stop - start) / found.fs, "BAD_ACQ_SKIP")
+    with blaming(a, "notch", "band", "resample"):
+        if a.notch:
+            raw.notch_filter(a.notch)
+            found.said["notch"] = a.notch
+        if a.band:
+            raw.filter(*a.band)
+            found.said["highpass"], found.said["lowpass"] = a.band
+        if a.resample:
+            # Padded by a whole second: by mne's own choice all would be up to half a sample late.
+            raw.resample(a.resample, npad=round(found.fs))
     found.source = raw.get_data
-    found.rows = list(range(C))
     found.fs = raw.info["sfreq"]
     found.samples = raw.n_times
 
@@ -169,7 +168,9 @@ def triggers(recording, name):
     word = rf"(?<!\w){re.escape(name)}(?!\w)"  # R128 of Response/R128
     found = [start for start, _, what in recording.events if re.search(word, what)]
     if not found:
-        counts = ", ".join(f"{count} {what}" for what, count in described(recording).items())
+        counts = ", ".join(
+            f"{count} {what}" for what, count in described(recording).most_common(20)
+        )
         fail(f"--trigger {name}: {recording.path} has none; it has {counts or 'no events'}")
     return np.unique(found) * recording.fs
 
@@ -177,7 +178,7 @@ def triggers(recording, name):
 def volume_onsets(recording, a, volumes, tr):
     """Samples [volumes] at which volumes begin: at their triggers, or from --start on by the TR."""
     path, fs = recording.path, recording.fs
-    volumes = volumes or a.volumes
+    volumes = volumes or a.volumes or fail("--volumes is missing: how many there are in a run")
     if a.volumes not in (None, volumes):
         fail(f"--volumes {a.volumes}: the scan of {path} has {volumes}; leave it out")
     if a.trigger is None:
@@ -198,7 +199,7 @@ def volume_onsets(recording, a, volumes, tr):
     off = (np.abs(gaps - counts * step) > 2 * counts + 1e-3) & before
     if holes.sum() > 1:
         off |= holes
-    found = f"{path}: {len(onsets)} triggers {a.trigger} from --skip {a.skip or 0} on"
+    found = f"{path}: {len(onsets)} triggers {a.trigger} after the first {a.skip or 0}"
     if off.any():
         i = np.argmax(off)
         fail(
@@ -209,9 +210,10 @@ def volume_onsets(recording, a, volumes, tr):
     lacking = needed - 1 - places[-1]
     if lacking > 0 or (lacking < 0 and a.skip is None):
         fail(
-            f"{found}, {volumes} volumes of {each}. If triggers come before the first volume of "
-            "the BOLD file (dummy scans) or after its last (a scan broken off), give --skip N: "
-            "how many come before, perhaps 0. If some are missing: is it the EEG of that scan?"
+            f"{found}; expected {needed}, {each} in each of {volumes} volumes. If there are some "
+            "before the first volume of the BOLD file (dummy scans) or after its last (a scan "
+            "broken off), give --skip N: how many come before, perhaps 0. If some are missing: is "
+            "it the EEG of that scan?"
         )
     filled = counts[holes].sum() - holes.sum()
     print(
@@ -260,7 +262,7 @@ def channels_in_common(recordings, mode="error"):
             r.weights = interpolation(r.path, names, have, places)
             print(f"{r.path}: interpolated: {listed}")
         else:
-            r.rows = [r.rows[have.index(name)] for name in names]
+            r.picks = names
         r.names = r.said["channels"] = names
         r.said["positions"] = {name: places[name] for name in names if name in places}
     return names
