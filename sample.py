@@ -7,7 +7,7 @@
 
 Writes OUT/direct/ or OUT/interrecon/: recon.npy [T_test,V], truth.npy and shuffled.npy (recon with
 shuffled EEG) in z-scores, std.npy over samples, frames.npy (their rows in fmri.npy), metrics.json,
-r_time.npy [V], and recon.dtseries.nii in original units where the subject has a space.
+r_time.npy [V], and *_bold.* in original units where the subject has a space.
 
 The paper's path through this file, for test frames x:
 

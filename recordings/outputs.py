@@ -1,11 +1,23 @@
-"""A reconstruction in the lab's own format, and pictures of it."""
+"""Results in the lab's own format, as a BIDS derivative, and pictures of them."""
 
 import os
 
 import numpy as np
+from nibabel.cifti2 import BrainModelAxis
 
-from . import cifti, pictures
+from tools import files
+from tools.errors import fail
+
+from . import pictures
+from .spaces import load_space, save_table
 from .surfaces import Surfaces
+
+# What is written of each test stretch: {array: what it is}.
+SERIES = {
+    "recon": "reconstruction from EEG, mean of samples",
+    "truth": "what was measured",
+    "std": "standard deviation over samples",
+}
 
 
 class Outputs:
@@ -18,31 +30,78 @@ class Outputs:
         if a.plot:
             pictures.pyplot()  # if it is missing, say so now and not at the end
         if a.surfaces:
-            self.surfaces = Surfaces(a.surfaces, study.subject.space, study.subject.folder)
+            subject = study.subject
+            if not isinstance(subject.space, BrainModelAxis):
+                fail(f"--surfaces: {subject.folder} is of parcels, which are not drawn; leave it")
+            self.surfaces = Surfaces(a.surfaces, subject.space, subject.folder)
 
     def write(self, folder, arrays, r, missing, title):
-        """Where there is a space recon*.dtseries.nii and r_time.dscalar.nii; if asked for, plot.png
-        and surfaces.png. arrays {"truth", "recon", "std": [T,V]} at the frames; r [2,V] over time,
-        with the EEG and with shuffled EEG; missing: places of frames that were not seen whole."""
+        """Where there is a space, series and maps in it; if asked for, plot.png and surfaces.png.
+        arrays {"truth", "recon", "std": [T,V]} at the frames; r [2,V] over time, with the EEG and
+        with shuffled EEG; missing: places of frames that were not seen whole."""
         if self.study.subject.space is not None:
-            self.write_cifti(folder, *r)
+            space = load_space(self.study.subject.folder)
+            for name in SERIES.keys() & arrays:
+                self.write_series(space, folder, name)
+            self.write_maps(space, folder, arrays, r, missing)
+            self.write_about(folder)
         if self.a.plot:
             pictures.carpet(os.path.join(folder, "plot.png"), arrays, title)
         if self.surfaces:
             path = os.path.join(folder, "surfaces.png")
             self.surfaces.draw_median(path, arrays, missing, self.timeline.rows, title)
 
-    def write_cifti(self, folder, r, shuffled):
-        """recon.npy, with its points between frames, and r over time as maps."""
-        points = self.a.upsample
-        recon = np.load(os.path.join(folder, "recon.npy"), mmap_mode="r")
-        subject, stretches = self.study.subject, self.timeline.stretches
-        for low, high in stretches:  # a series has one start time, and cannot skip frames
-            first = self.timeline.rows[low]
-            run, begin = subject.when(first)
-            name = f"recon_run-{run}_frame-{first}" if len(stretches) > 1 else "recon"
-            x = self.study.normaliser.raw(recon[low * points : high * points])
-            path = os.path.join(folder, f"{name}.dtseries.nii")
-            cifti.save_dtseries(path, x, subject.space, subject.tr / points, begin)
-        maps = {"r": r, "r, shuffled EEG": shuffled, "difference": r - shuffled}
-        cifti.save_maps(os.path.join(folder, "r_time.dscalar.nii"), maps, subject.space)
+    def write_series(self, space, folder, name):
+        """An array, with its points between frames, in raw units: a file for each stretch, for a
+        series has one start time, and cannot skip frames."""
+        subject, normaliser = self.study.subject, self.study.normaliser
+        z = np.load(f"{folder}/{name}.npy", mmap_mode="r")
+        points = len(z) // len(self.timeline.rows)  # to a frame
+        tr = subject.tr / points
+        runs = []
+        for low, high in self.timeline.stretches:
+            run, start = subject.when(self.timeline.rows[low])
+            runs.append(run)
+            chunk = f"_chunk-{runs.count(run)}" if run in runs[:-1] else ""
+            x = z[low * points : high * points]  # [points,V]
+            x = x * normaliser.std if name == "std" else normaliser.raw(x)
+            run_name = subject.meta["names"][run - 1] if "names" in subject.meta else f"run-{run}"
+            path = f"{folder}/{run_name}{chunk}_desc-{name}_bold"
+            space.save_series(path, x, tr, start)
+            about = {"RepetitionTime": tr, "StartTime": start, "Description": SERIES[name]}
+            files.save_json(f"{path}.json", {**about, "Sources": [source_of(subject.meta, run)]})
+
+    def write_maps(self, space, folder, arrays, r, missing):
+        """r over time, and the squared error in z-scores of what was not observed."""
+        total = 0
+        count = 0
+        for k in missing:
+            error = arrays["recon"][k] - arrays["truth"][k]  # [V]; 0 exactly where observed
+            total = total + error**2
+            count = count + (error != 0)
+        mse = np.where(np.isnan(r[0]), np.nan, total / np.maximum(count, 1))
+        maps = {"r": r[0], "r, shuffled EEG": r[1], "difference": r[0] - r[1], "MSE": mse}
+        space.save_maps(f"{folder}/desc-r_statmap", maps)
+
+    def write_about(self, folder):
+        """dataset_description.json, and which frame each row of truth.npy is."""
+        subject = self.study.subject
+        about = {
+            "Name": "fMRI frames from EEG",
+            "BIDSVersion": "1.10.0",
+            "DatasetType": "derivative",
+            "GeneratedBy": [{"Name": "NeuroFrames"}],
+        }
+        files.save_json(f"{folder}/dataset_description.json", about)
+        lines = [("row", "run", "volume", "seconds", "source")]
+        for row in self.timeline.rows:
+            run, seconds = subject.when(row)
+            volume = round(seconds / subject.tr)
+            lines.append((row, run, volume, round(seconds, 6), source_of(subject.meta, run)))
+        save_table(f"{folder}/frames.tsv", lines)
+
+
+def source_of(meta, run):
+    """The BOLD file of a run, or of all runs the folder, if they are known."""
+    source = meta.get("source", [""])
+    return source[run - 1][0] if isinstance(source[0], list) else source[0]

@@ -1,14 +1,18 @@
-"""Regions of interest, from an HCP MMP 1.0 .dlabel.nii or from boolean masks."""
+"""Atlases and masks: which of the V values of a frame are in which region?"""
 
+import csv
 import os
+import re
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
+from nibabel.cifti2 import BrainModelAxis, ScalarAxis
 
 from tools import files
 from tools.errors import fail
 
-from . import cifti
+from .spaces import Space, load
 
 # Parcels of HCP MMP 1.0 whose sizes add up to the paper's regions exactly: 8,405 grayordinates for
 # its "V1" (which is far more than V1, so we call it visual) and 18,946 for its "V1+A1".
@@ -29,36 +33,35 @@ REGIONS = {
 }
 
 
-def save(out, parcels, space, V):
+def save(out, parcels, space, V, labels=None):
     """space.dscalar.nii and rois.npz of a prepared subject, as far as files say them."""
     if space is not None:
-        cifti.save_space(out.path("space.dscalar.nii"), space)
-    found = find_regions(parcels, space, V)
+        space.save(out.folder)
+    found = find_regions(parcels, labels, space, V)
     if found:
         np.savez(out.path("rois.npz"), **found)
         print("regions: " + ", ".join(f"{name} {mask.sum():,}" for name, mask in found.items()))
 
 
-def find_regions(parcels, space, V):
-    """{region: bool [V]} of the files `parcels`; space: the brain-model axis of the V vertices."""
+def find_regions(parcels, labels, space, V):
+    """{region: bool [V]} of the files `parcels`: masks; of HCP MMP 1.0 the regions above; of any
+    other atlas each label. space: where the V values lie, or None."""
     regions = {}
     for path in parcels or []:
         if path.endswith(".npy"):
-            name = os.path.basename(path)[:-4]
-            if name in (*regions, "whole", "file"):
-                fail(
-                    f"--parcels {path}: there is a region {name} already, or the name is taken; "
-                    "rename the file"
-                )
-            regions[name] = read_mask(path, V)
+            found = {os.path.basename(path)[:-4]: read_mask(path, V)}
         else:
-            found = read_parcels(path, space, V)  # [V] names
-            regions |= {region: np.isin(found, names) for region, names in REGIONS.items()}
-            if not regions["visual"].any():
-                fail(
-                    f"--parcels {path}: has parcels such as {sorted(set(found))[:5]}; expected "
-                    "those of HCP MMP 1.0, such as L_V1_ROI"
-                )
+            found = find_labels(path, labels, space, V)
+            large = dict.fromkeys(REGIONS, np.zeros(V, bool))
+            for region, names in REGIONS.items():
+                for name in found.keys() & {f"{name}_ROI" for name in names}:
+                    large[region] = large[region] | found[name]
+            if large["visual"].any():
+                found = large
+        taken = found.keys() & {*regions, "whole", "file"}
+        if taken:
+            fail(f"--parcels {path}: region {min(taken)} is there already, or a word; rename it")
+        regions |= found
     return regions
 
 
@@ -69,35 +72,81 @@ def read_mask(path, V):
     return np.array(mask)
 
 
+def averaged(bold, atlas, labels):
+    """A Bold of the means over an atlas's labels."""
+    masks = find_labels(atlas, labels, bold.space, bold.shape[1])
+    columns = [np.flatnonzero(mask) for mask in masks.values()]
+    print(f"{atlas}: {len(columns)} parcels of {sum(map(len, columns)):,} of {bold.shape[1]:,}")
+
+    def rows(volumes):
+        frames = bold[volumes]  # [t,V]
+        return np.stack([frames[:, index].mean(1) for index in columns], 1)  # [t,parcels]
+
+    space = Space(ScalarAxis(list(masks)), ".tsv")
+    return replace(bold, shape=(bold.shape[0], len(columns)), space=space, rows=rows)
+
+
+# ---- Labels ----------------------------------------------------------------------------
+
+
+def find_labels(path, table, space, V):
+    """{name: bool [V]} of the labels of an atlas, or of the one of a mask, a .dlabel.nii or NIfTI.
+    table: a .tsv with columns index and name, or None."""
+    axis = space and space.axis
+    if path.endswith(".dlabel.nii"):
+        numbers, names = read_dlabel(path, axis, V)
+    else:
+        numbers = read_volume(path, axis)
+        names = {number: str(number) for number in np.unique(numbers).tolist()}
+        if len(names) == 2:  # 0 and another: a mask
+            names[max(names)] = os.path.basename(path).split(".")[0]
+    names |= read_names(table) if table else {}
+    there = [number for number in sorted(names) if number and (numbers == number).any()]
+    if not 0 < len(there) <= 400:
+        fail(f"{path}: has {len(there)} labels where the frames are; expected 1 to 400")
+    return {re.sub(r"[^\w+-]+", "_", names[number]): numbers == number for number in there}
+
+
+def read_names(path):
+    try:
+        with open(path, encoding="utf-8-sig") as f:
+            return {int(row["index"]): row["name"] for row in csv.DictReader(f, delimiter="\t")}
+    except (ValueError, KeyError, TypeError) as error:
+        fail(f"--labels {path}: not a .tsv with columns index and name ({error!r})", error)
+
+
+def read_volume(path, axis):
+    """Labels [V] of a NIfTI, 0 where there is none, as at vertices."""
+    image = load(path, nib.Nifti1Image)
+    voxels = isinstance(axis, BrainModelAxis) and axis.volume_shape == image.shape
+    if not voxels or not np.allclose(axis.affine, image.affine, atol=1e-3):
+        fail(f"{path}: its grid, {image.shape} voxels, is not that of the frames; resample it")
+    labels = image.get_fdata()[tuple(axis.voxel.T)]
+    return np.where(axis.volume_mask, labels, 0).astype(int)
+
+
 def places(axis):
     """A place is a structure and a vertex index, or a structure and a voxel's i, j, k."""
     return zip(axis.name, axis.vertex, map(tuple, axis.voxel))
 
 
-def read_parcels(path, space, V):
-    """The name of each vertex's parcel [V], "" where there is none."""
-    try:
-        image = nib.load(path)
-        labels = image.header.get_axis(0).label[0]
-        models = image.header.get_axis(1)
-    except Exception as error:  # nibabel raises many kinds
-        fail(
-            f"--parcels {path}: not readable as a CIFTI-2 .dlabel.nii ({error}); expected that, or "
-            f"a boolean .npy [{V}]",
-            error,
-        )
-    values = np.asarray(image.dataobj[0])
-    names = np.array([labels[int(value)][0].removesuffix("_ROI") for value in values])
-    if space is None:
+def read_dlabel(path, axis, V):
+    """(Labels [V], 0 where there is none; {label: name})."""
+    image = load(path, nib.Cifti2Image)
+    models = image.header.get_axis(1)
+    if axis is None:
         same_surfaces = len(models) == V
     else:
-        same_surfaces = models.nvertices.items() <= space.nvertices.items()
+        dense = isinstance(axis, BrainModelAxis)
+        same_surfaces = dense and models.nvertices.items() <= axis.nvertices.items()
     if not same_surfaces:
         fail(
-            f"--parcels {path}: its surfaces are not those of the frames, or theirs are unknown; "
-            "give .npy masks"
+            f"{path}: its surfaces are not those of the frames, or theirs are unknown; give .npy "
+            "masks"
         )
-    if space is None:
-        return names
-    name_at = dict(zip(places(models), names))
-    return np.array([name_at.get(place, "") for place in places(space)])
+    names = {label: name for label, (name, _) in image.header.get_axis(0).label[0].items()}
+    labels = np.asarray(image.dataobj[0]).astype(int)
+    if axis is not None:
+        label_at = dict(zip(places(models), labels))
+        labels = np.array([label_at.get(place, 0) for place in places(axis)])
+    return labels, names

@@ -15,7 +15,7 @@ sys.path.insert(1, os.path.join(sys.path[0], "benchmarks"))
 
 import data
 import train
-from recordings import cifti
+from recordings.spaces import Space
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TINY = dict(runs=5, frames=60, channels=4, fs=50, side=8, sources=4, background=3)
@@ -84,7 +84,7 @@ def session(tmp_path_factory):
     for i in range(1, 5):
         x = (1000 + ar1(rng, 50, 48).numpy()).astype(np.float32)
         x[:, 5] = 12.0  # a vertex without variance
-        cifti.save_dtseries(str(root / f"run-{i}_bold.dtseries.nii"), x, space, 0.8, 0.0)
+        Space(space, ".dtseries.nii").save_series(str(root / f"run-{i}_bold"), x, 0.8, 0.0)
         eeg = rng.standard_normal((3, 50 * 40)).astype(np.float32)
         np.save(root / f"run-{i}_eeg.npy", eeg)
         raw.append(x)

@@ -50,15 +50,30 @@ def check_series(path, space, frames):
     assert (image.get_fdata()[:, 5] == 12.0).all()  # the constant vertex comes back as it was
 
 
-def check_maps(path, space, folder):
-    """The file holds r over time with the EEG, with shuffled EEG, and their difference [3,V]."""
+def check_maps(path, space, folder, missing):
+    """The file holds r over time with the EEG, with shuffled EEG, their difference, MSE [4,V]."""
     image = nib.load(path)
     scalars = image.header.get_axis(0)
     assert image.header.get_axis(1) == space
-    assert scalars.name.tolist() == ["r", "r, shuffled EEG", "difference"]
+    assert scalars.name.tolist() == ["r", "r, shuffled EEG", "difference", "MSE"]
     r, shuffled = (np.load(folder / f"{name}.npy") for name in ("r_time", "r_time_shuffled"))
-    np.testing.assert_allclose(image.get_fdata(), [r, shuffled, r - shuffled], atol=1e-6)
+    recon, truth = (np.load(folder / f"{name}.npy") for name in ("recon", "truth"))
+    mse = np.where(np.isnan(r), np.nan, ((recon - truth)[missing] ** 2).mean(0))
+    *maps, found = image.get_fdata()
+    np.testing.assert_allclose(maps, [r, shuffled, r - shuffled], atol=1e-6)
+    np.testing.assert_allclose(found, mse, rtol=1e-4)
     assert np.flatnonzero(np.isnan(r)).tolist() == [5]  # the constant vertex
+
+
+def check_derivative(folder, source):
+    """BIDS can be told what the files are, and of what."""
+    assert read_json(folder / "dataset_description.json")["DatasetType"] == "derivative"
+    about = read_json(folder / "run-4_desc-recon_bold.json")
+    assert about["Sources"] == [str(source)] and about["RepetitionTime"] == 0.8
+    assert about["StartTime"] == pytest.approx(4.0)
+    header, *lines = (folder / "frames.tsv").read_text().splitlines()
+    assert header.split("\t") == ["row", "run", "volume", "seconds", "source"]
+    assert lines[1].split("\t") == ["136", "4", "6", "4.8", str(source)] and len(lines) == 45
 
 
 @pytest.mark.parametrize(
@@ -99,8 +114,13 @@ def test_sample_writes_what_it_says(session, trained, tmp_path, monkeypatch, cap
     assert scores.keys() == controls and "ceiling" not in metrics  # nobody knows it
     assert scores["neuroframes"].keys() == {"whole", "visual", "visual+audio", "mine"}
 
-    check_series(out / "recon.dtseries.nii", session[1], normaliser.raw(recon))
-    check_maps(out / "r_time.dscalar.nii", session[1], out)
+    found = {"recon": normaliser.raw(recon), "truth": subject.fmri[135:180]}
+    for name, frames in found.items():
+        check_series(out / f"run-4_desc-{name}_bold.dtseries.nii", session[1], frames)
+    spread = nib.load(out / "run-4_desc-std_bold.dtseries.nii").get_fdata()
+    np.testing.assert_allclose(spread, std * normaliser.std, rtol=1e-5)
+    check_maps(out / "desc-r_statmap.dscalar.nii", session[1], out, missing)
+    check_derivative(out, session[0] / "run-4_bold.dtseries.nii")
     table = capsys.readouterr().out
     row = next(line for line in table.splitlines() if line.startswith("NeuroFrames, mean of"))
     assert float(row.split()[4]) == pytest.approx(mse, abs=1e-3)
@@ -132,7 +152,7 @@ def test_partial_frames_points_between_frames_and_calibration(
     mse = ((recon[::2] - truth)[~whole][:, free] ** 2).mean()
     found = metrics["scores"]["neuroframes"]["whole"]["mse"]["mean"]
     assert found == pytest.approx(mse, rel=1e-5)
-    assert nib.load(out / "recon.dtseries.nii").header.get_axis(0).step == 0.4
+    assert nib.load(out / "run-4_desc-recon_bold.dtseries.nii").header.get_axis(0).step == 0.4
 
     vertex = np.arange(48)
     mask = np.stack([vertex < 20, vertex < 0, vertex >= 20])
@@ -170,14 +190,18 @@ def test_a_file_for_each_test_stretch(trained, tmp_path, monkeypatch):
     for name in ("fmri.npy", "eeg.npy", "space.dscalar.nii"):
         (folder / name).symlink_to(trained / "subject" / name)
     meta = json.loads((trained / "subject/subject.json").read_text())
-    frames = [*range(50, 70), *range(135, 180)]
+    frames = [*range(50, 70), *range(80, 85), *range(135, 180)]
+    meta["names"] = [f"rest_run-{run}" for run in (1, 2, 3, 4)]
     meta["split"] = {"train": list(range(45)), "test": frames}
     (folder / "subject.json").write_text(json.dumps(meta))
     given = "--ckpt", trained / "ckpt.pt", "--out", tmp_path, "--samples", 1, "--steps", 2
     command(monkeypatch, sampling, *given, "--data", folder)
-    names = sorted(path.name for path in (tmp_path / "direct").glob("*.dtseries.nii"))
-    assert names == ["recon_run-2_frame-50.dtseries.nii", "recon_run-4_frame-135.dtseries.nii"]
-    series = nib.load(tmp_path / "direct" / names[0]).header.get_axis(0)
+    names = sorted(path.name for path in (tmp_path / "direct").glob("*recon*.dtseries.nii"))
+    stems = ["rest_run-2", "rest_run-2_chunk-2", "rest_run-4"]
+    assert names == sorted(f"{stem}_desc-recon_bold.dtseries.nii" for stem in stems)
+    series = nib.load(
+        tmp_path / "direct" / f"{stems[0]}_desc-recon_bold.dtseries.nii"
+    ).header.get_axis(0)
     assert series.size == 20 and series.start == pytest.approx((5 + 5) * 0.8)
     assert np.load(tmp_path / "direct/frames.npy").tolist() == frames
 

@@ -17,7 +17,7 @@ from conftest import HERE, SMALL, TINY, contents, read_json, run
 import data
 import sample as sampling
 import train
-from recordings import cifti as cifti_files
+from recordings import spaces
 from tools import errors
 from tools import run as training_run
 
@@ -56,7 +56,8 @@ def raw(
         if suffix == ".npy":
             np.save(path, x, allow_pickle=True)
         else:
-            cifti_files.save_dtseries(path, x, space(i), tr(i), 0.0)
+            series = nib.cifti2.SeriesAxis(0.0, tr(i), len(x), "SECOND")
+            spaces.save_cifti(path, x, series, space(i))
         s = eeg(i, rng.standard_normal((4, 1200)).astype(np.float32))
         np.save(tmp / f"run-{i}_eeg.npy", s, allow_pickle=True)
     files = ["--bold", f"{tmp}/run-*_bold{suffix}", "--eeg", f"{tmp}/run-*_eeg.npy"]
@@ -97,7 +98,7 @@ def cifti(tmp, axis, unit="SECOND"):
     if axis is None:
         nib.save(nib.Nifti1Image(np.zeros((2, 2, 2, 30), np.float32), np.eye(4)), path)
     else:
-        cifti_files.save_cifti(path, np.zeros((len(axis), 20)), axis, SPACE)
+        spaces.save_cifti(path, np.zeros((len(axis), 20)), axis, SPACE)
     return flags
 
 
@@ -171,7 +172,7 @@ def with_space(tmp, made):
     space += Axis.from_surface(np.arange(24), 30, "CortexRight")
     names = nib.cifti2.ScalarAxis(["space"])
     path = str(tmp / "subject/space.dscalar.nii")
-    cifti_files.save_cifti(path, np.zeros((1, 64)), names, space)
+    spaces.save_cifti(path, np.zeros((1, 64)), names, space)
     return flags
 
 
