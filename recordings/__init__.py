@@ -3,8 +3,9 @@ here.
 
 runs.py      one BOLD file and one continuous EEG file a run -> a prepared subject
 folders.py   one file a frame, as CineBrain has them         -> a prepared subject
-regions.py   parcels and masks                               -> its rois.npz
-cifti.py     CIFTI-2, in and out
+regions.py   atlases and masks                               -> its rois.npz
+bold.py      the formats of BOLD
+spaces.py    where values lie                                -> results in the lab's own format
 """
 
 import os
@@ -21,7 +22,7 @@ def parse(argv=None):
     add(
         "--bold",
         required=True,
-        help="glob of a .dtseries.nii or .npy [volumes, V] a run; or a folder of frames",
+        help="glob of a file a run: .dtseries.nii, .nii.gz, .npy...; or a folder of frames",
     )
     add(
         "--eeg",
@@ -60,8 +61,11 @@ def parse(argv=None):
     add(
         "--parcels",
         nargs="+",
-        help="regions: an HCP MMP 1.0 .dlabel.nii and/or boolean .npy masks [V]",
+        help="regions: an HCP MMP 1.0 .dlabel.nii, other atlases, masks (.npy [V], NIfTI)",
     )
+    add("--mask", help="NIfTI: the voxels that are brain; or auto, for fMRIPrep's masks")
+    add("--atlas", help="average over its labels: a .dlabel.nii, or a NIfTI")
+    add("--labels", help="names of a NIfTI's labels: a .tsv with columns index and name")
     add(
         "--split",
         help="folders: a CineBrain JSON of test clips (default: the last fifth of the runs)",

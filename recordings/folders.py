@@ -14,7 +14,8 @@ from tools import files
 from tools.checks import check_finite, check_tr
 from tools.errors import fail
 
-from . import cifti, prepared, regions
+from . import prepared, regions
+from .bold import open_bold
 
 
 def numbered(folder):
@@ -43,7 +44,7 @@ def prepare(a):
     V = len(files.load_npy(bold[numbers[0]], 1))
     C, W = files.load_npy(eeg[numbers[0]], 2).shape
     C = a.channels or C
-    space = read_space(a.space, V)
+    space = read_space(a, V)
     meta = {
         "tr": a.tr,
         "fs": W / a.tr,
@@ -76,11 +77,12 @@ def read_frame(bold_path, eeg_path, V, C, W):
     return x[None], eeg[None, :C]
 
 
-def read_space(path, V):
-    """The brain-model axis of a .dtseries.nii of V grayordinates."""
+def read_space(a, V):
+    """The Space of a .dtseries.nii of V grayordinates."""
+    path = a.space
     if not path:
         return None
-    space = cifti.open_bold(path)[2]
+    space = open_bold([path], a).space
     if space is None or len(space) != V:
         fail(
             f"--space {path}: has {len(space or ()):,} grayordinates, the frames have {V:,}; "

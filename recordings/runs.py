@@ -15,7 +15,8 @@ from tools import files
 from tools.checks import check_finite, check_tr
 from tools.errors import fail
 
-from . import cifti, prepared, regions
+from . import prepared, regions
+from .bold import common_mask, open_bold
 
 
 class Run(NamedTuple):
@@ -39,6 +40,8 @@ def prepare(a, eeg_windows):
             f"--bold {a.bold} finds {len(bolds)} files, --eeg {a.eeg} {len(eegs)}; expected one of "
             "each a run"
         )
+    if a.mask == "auto":
+        a.mask = common_mask(bolds)
     runs, same = [], None
     for bold_path, eeg_path in zip(bolds, eegs):
         found, run = look_at(a, bold_path, eeg_path, eeg_windows)
@@ -63,7 +66,7 @@ def prepare(a, eeg_windows):
         "frames_per_run": [len(run.starts) for run in runs],
     }
     with prepared.writing(a.out, meta, V, C, W) as out:
-        regions.save(out, a.parcels, space, V)
+        regions.save(out, a.parcels, space, V, a.labels)
         with tqdm(total=sum(len(run.starts) for run in runs), unit="frame") as bar:
             for run in runs:
                 write_run(out, run, C, W, bar)
@@ -71,7 +74,8 @@ def prepare(a, eeg_windows):
 
 def look_at(a, bold_path, eeg_path, eeg_windows):
     """({what all runs must share}, Run) of a pair of files."""
-    bold, bold_tr, space = cifti.open_bold(bold_path)
+    bold = open_bold([bold_path], a)
+    bold_tr = bold.tr
     tr = a.tr or bold_tr or fail(f"{bold_path}: says no TR; give it with --tr, in seconds")
     check_tr("--tr" if a.tr else bold_path, tr)
     if a.tr and bold_tr and 0.05 <= bold_tr <= 20 and abs(a.tr - bold_tr) > 1e-3:
@@ -86,7 +90,7 @@ def look_at(a, bold_path, eeg_path, eeg_windows):
             f"(--delay {a.delay:g}); expected {a.channels or 1} (--channels) or more, and one "
             "frame or more"
         )
-    found = {"grayordinates": V, "s TR": tr, "EEG channels": a.channels or C, "places": space}
+    found = {"grayordinates": V, "s TR": tr, "EEG channels": a.channels or C, "places": bold.space}
     return found, Run(bold_path, eeg_path, bold, first, starts)
 
 
@@ -100,7 +104,7 @@ def write_run(out, run, C, W, bar):
         eeg = files.load_npy(run.eeg_path, 2)  # opened anew: the pages read so far are let go
         windows = np.stack([eeg[:C, start : start + W] for start in starts])  # [t,C,W]
         rows = slice(run.first + i, run.first + i + len(starts))
-        frames = cifti.read_bold(run.bold_path, run.bold, rows)  # [t,V]
+        frames = run.bold.read(rows)  # [t,V]
         out.add(frames, windows - offset, run.eeg_path)
         bar.update(len(starts))
 
