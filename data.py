@@ -7,8 +7,9 @@ A *prepared subject* is a folder whose arrays train.py and sample.py map into me
     fmri.npy           [T,V]    raw units; frame t of all runs, one after another
     eeg.npy            [T,C,W]  eeg[t] is the EEG window paired with frame t; any units, no offset
     subject.json       tr (s), fs (Hz), delay (s), runs [[start, stop], ...] in frames, first_volume
-                       of each run, checksums, optional split {"train": [...], "test": [...]},
-                       in which there may be a "val" as well
+                       of each run, checksums; optional names of the runs, frames that are
+                       `unusable` (moved, torn), and split {"train": [...], "test": [...]}, in which
+                       there may be a "val" as well
     space.dscalar.nii  optional: its brain-model axis says where each of the V vertices lies
     rois.npz           optional: region name -> bool [V]
     driven.npy         synthetic only: the part of fmri.npy that its EEG's sources cause [T,V]
@@ -156,7 +157,7 @@ def synthetic_run(rng, brain, volumes, tr, fs, delay):
     samples = round(volumes * tr * fs)
     eeg = synthetic_eeg(rng, brain, ticks, amplitude, samples, fs)  # [C,samples]
 
-    first, starts = eeg_windows(samples, volumes, tr, fs, delay)
+    first, starts = eeg_windows(samples, np.arange(volumes) * tr, tr, fs, delay)
     windows = np.stack([eeg[:, start : start + round(tr * fs)] for start in starts])  # [T,C,W]
     return {"first": first, "eeg": windows, **{name: x[first:] for name, x in bold.items()}}
 
@@ -188,13 +189,14 @@ def synthetic_eeg(rng, brain, ticks, amplitude, samples, fs):
     return brain.lead_field @ signal.T + 0.5 * pink / pink.std()
 
 
-def eeg_windows(samples, volumes, tr, fs, delay):
-    """Pair volumes with EEG: (first kept volume, first EEG sample of each kept volume's window).
+def eeg_windows(samples, onsets, tr, fs, delay):
+    """Pair volumes, whose onsets are seconds after the first EEG sample, with EEG: (first kept
+    volume, first EEG sample of each kept volume's window).
 
-    BOLD follows neural activity by seconds, so the frame at k TR goes with the EEG of
-    [k TR - delay, k TR - delay + TR). Volumes whose window was not wholly recorded are dropped.
+    BOLD follows neural activity by seconds, so the frame at t goes with the EEG of
+    [t - delay, t - delay + TR). Volumes whose window was not wholly recorded are dropped.
     """
-    starts = [round((k * tr - delay) * fs) for k in range(volumes)]
+    starts = [round((t - delay) * fs) for t in onsets]
     length = round(tr * fs)
     kept = [k for k, start in enumerate(starts) if start >= 0 and start + length <= samples]
     first = kept[0] if kept else 0
@@ -271,9 +273,9 @@ class Subject:
         Splits are by whole runs, because windows of one run share its slow fluctuations. The last
         fifth of the runs (rounded down, at least one) is the test set; of three or more training
         runs the last is for validation. A split in subject.json goes first, and where it names
-        validation frames, there are no others; frames in no part of it (censored, say) are not
-        used, and end a stretch. validation=False: what would be for validation, also what the
-        split names, is for training.
+        validation frames, there are no others; frames in no part of it, and those that are
+        `unusable`, are not used, and end a stretch. validation=False: what would be for validation,
+        also what the split names, is for training.
         """
         given = self.meta.get("split")
         label = np.full(len(self.fmri), "train" if given is None else "none", "U5")  # [T]
@@ -282,6 +284,8 @@ class Subject:
         if given is None and len(self.runs) > 1:
             for start, stop in self.runs[-max(1, len(self.runs) // 5) :]:
                 label[start:stop] = "test"
+
+        label[self.meta.get("unusable", [])] = "none"
 
         training = [run for run in self.runs if (label[slice(*run)] == "train").any()]
         if not validation:
@@ -465,15 +469,15 @@ def main(argv=None):
     import recordings
 
     a = recordings.parse(argv)
-    recordings.prepare(a, eeg_windows)
-    subject = Subject(a.out)
-    (T, V), (_, C, W) = subject.fmri.shape, subject.eeg.shape
-    print(f"{a.out}: {T:,} frames x {V:,} vertices, EEG {C} x {W}, TR {subject.tr:g} s")
-    for split in ("train", "val", "test"):
-        found = subject.segments(split)
-        print(f"  {split:5} {sum(b - a for a, b in found):6,} frames, stretches: {len(found)}")
-    # Two subjects with one checksum are one subject twice: this has happened in a public release.
-    print("  checksums " + ", ".join(f"{k} {v}" for k, v in subject.meta["checksums"].items()))
+    for folder in recordings.prepare(a, eeg_windows):
+        subject = Subject(folder)
+        (T, V), (_, C, W) = subject.fmri.shape, subject.eeg.shape
+        print(f"{folder}: {T:,} frames x {V:,} vertices, EEG {C} x {W}, TR {subject.tr:g} s")
+        for split in ("train", "val", "test"):
+            found = subject.segments(split)
+            print(f"  {split:5} {sum(b - a for a, b in found):6,} frames, stretches: {len(found)}")
+        # Two subjects with one checksum are one: this has happened in a public release.
+        print("  checksums " + ", ".join(f"{k} {v}" for k, v in subject.meta["checksums"].items()))
 
 
 if __name__ == "__main__":

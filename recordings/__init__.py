@@ -1,11 +1,14 @@
 """A lab's files in, a lab's files out: `python data.py` and the results of sample.py. No torch
 here.
 
-runs.py      one BOLD file and one continuous EEG file a run -> a prepared subject
-folders.py   one file a frame, as CineBrain has them         -> a prepared subject
-regions.py   atlases and masks                               -> its rois.npz
-bold.py      the formats of BOLD
-spaces.py    where values lie                                -> results in the lab's own format
+pairs.py      which files are of one run
+eeg.py        continuous EEG, its channels and triggers
+bold.py       BOLD as CIFTI-2, NIfTI, GIFTI or tables
+confounds.py  motion and the like taken out
+runs.py       all of these, run by run               -> a prepared subject
+folders.py    one file a frame, as CineBrain has them -> a prepared subject
+regions.py    parcels and masks                       -> its rois.npz
+spaces.py     where vertices lie; results in the recording's own format
 """
 
 import os
@@ -17,73 +20,60 @@ from . import folders, runs
 
 
 def parse(argv=None):
-    p = Parser(description="Prepare one subject's EEG and fMRI for train.py.")
+    p = Parser(description="Prepare EEG and fMRI, of one person or several, for train.py.")
     add = p.add_argument
-    add(
-        "--bold",
-        required=True,
-        help="glob of a file a run: .dtseries.nii, .nii.gz, .npy...; or a folder of frames",
-    )
-    add(
-        "--eeg",
-        required=True,
-        help="glob of an .npy [channels, samples] a run; or a folder of windows",
-    )
-    add(
-        "--out",
-        type=named,
-        required=True,
-        help="folder of the prepared subject (4 bytes of disk a value)",
-    )
-    add(
-        "--fs",
-        type=float,
-        default=1000,
-        help="EEG samples a second (default: 1000); not for folders",
-    )
+    files = {"nargs": "+", "metavar": "FILE"}
+    add("--bold", required=True, **files, help="a file a run, patterns too; or a folder of frames")
+    add("--eeg", required=True, **files, help="a file a run, patterns too; or a folder of windows")
+    add("--out", type=named, required=True, help="folder to write; several people: 'DIR/{sub}'")
+    add("--by-order", action="store_true", help="pair files by order, where names do not say it")
     add("--tr", type=float, help="seconds a volume, where the BOLD files do not say it")
+    add("--delay", type=float, default=4.0, help="seconds from EEG to BOLD (default: 4)")
+    # EEG
+    add("--trigger", help="what marks each volume in the EEG: R128; else it begins with the first")
+    add("--skip", type=int, help="triggers before the first volume: of dummy scans")
+    add("--volumes", type=int, help="how many there are, where no BOLD file says it")
+    add("--start", type=float, help="without triggers: where in the EEG, in s, volume 0 begins")
+    add("--fs", type=float, help=".npy: samples a second (default: 1000)")
+    add("--channels", type=int, help=".npy and folders: keep the first N (CineBrain: 64)")
+    add("--band", type=float, nargs=2, metavar=("LOW", "HIGH"), help="Hz to keep")
+    add("--notch", type=float, help="Hz of mains hum, which is taken out: 50 or 60")
+    add("--resample", type=float, help="samples a second of the prepared EEG")
+    add("--reference", choices=["average"], help="of all channels")
     add(
-        "--delay",
-        type=float,
-        default=4.0,
-        help="seconds from EEG to BOLD (default: 4); in folders applied already",
+        "--bad-channels",
+        choices=["error", "intersect", "interpolate"],
+        default="error",
+        help="what if some are missing in some runs",
     )
-    add(
-        "--channels",
-        type=int,
-        help="keep the first N EEG channels (CineBrain: 64; others are ECG and such)",
-    )
+    # BOLD
+    add("--mask", help="of .nii.gz: a file, or auto: what fMRIPrep's masks of all runs share")
+    add("--atlas", help=".dlabel.nii or .nii.gz whose parcels are averaged")
+    add("--labels", help="names of an atlas's numbers: a .tsv with columns index and name")
+    add("--parcels", **files, help="regions: an HCP MMP 1.0 .dlabel.nii, boolean .npy masks [V]")
+    add("--confounds", **files, help="fMRIPrep's, to take out; auto: the file beside each BOLD")
+    add("--strategy", default="motion,wm_csf", help="of motion, wm_csf, global, compcor")
+    add("--high-pass", type=float, help="s: slower drifts are taken out (128 is usual)")
+    add("--fd", type=float, help="mm: volumes that moved more are left out (0.5 is usual)")
+    # Folders of frames
     add("--frames-per-run", type=int, help="folders: a new run every N frames (CineBrain: 1350)")
-    add(
-        "--space",
-        help="folders: a .dtseries.nii of the frames' vertices, for regions and CIFTI results",
-    )
-    add(
-        "--parcels",
-        nargs="+",
-        help="regions: an HCP MMP 1.0 .dlabel.nii, other atlases, masks (.npy [V], NIfTI)",
-    )
-    add("--mask", help="NIfTI: the voxels that are brain; or auto, for fMRIPrep's masks")
-    add("--atlas", help="average over its labels: a .dlabel.nii, or a NIfTI")
-    add("--labels", help="names of a NIfTI's labels: a .tsv with columns index and name")
-    add(
-        "--split",
-        help="folders: a CineBrain JSON of test clips (default: the last fifth of the runs)",
-    )
+    add("--space", help="folders: a .dtseries.nii of the frames' vertices, for regions and results")
+    add("--split", help="folders: a CineBrain JSON of test clips")
     a = p.parse_args(argv)
-    check_positive(a, "fs", "tr", "channels", "frames_per_run")
+    check_positive(a, "fs", "tr", "channels", "frames_per_run", "notch", "resample", "fd")
+    check_positive(a, "high_pass")
     check_range(a, 0, 60, "delay")
-    a.folders = os.path.isdir(a.bold)
+    a.folders = os.path.isdir(a.bold[0])
     if not a.folders and (a.split or a.space or a.frames_per_run):
         fail("--split, --space, --frames-per-run: are for folders of frames; --bold is none")
-    if a.folders != os.path.isdir(a.eeg):
-        fail(f"--bold {a.bold}, --eeg {a.eeg}: one is a folder of frames; expected both or neither")
+    if a.folders != os.path.isdir(a.eeg[0]):
+        fail("--bold, --eeg: one is a folder of frames; expected both or neither")
     return a
 
 
 def prepare(a, eeg_windows):
-    """Write the subject a.out. eeg_windows: data.py's rule that pairs volumes of a run with EEG."""
+    """Write the subjects, and return their folders. eeg_windows: data.py's rule that pairs volumes
+    of a run with EEG."""
     if a.folders:
-        folders.prepare(a)
-    else:
-        runs.prepare(a, eeg_windows)
+        return folders.prepare(a)
+    return runs.prepare(a, eeg_windows)

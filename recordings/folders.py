@@ -25,11 +25,13 @@ def numbered(folder):
 
 
 def prepare(a):
-    """Write the subject a.out."""
-    bold = numbered(a.bold)
-    eeg = numbered(a.eeg)
+    """Write the subject a.out, and return its folder in a list."""
+    bold_folder = a.bold[0]
+    eeg_folder = a.eeg[0]
+    bold = numbered(bold_folder)
+    eeg = numbered(eeg_folder)
     numbers = sorted(bold.keys() & eeg.keys())
-    counts = f"{a.bold} has {len(bold):,} files NUMBER.npy, {a.eeg} {len(eeg):,}"
+    counts = f"{bold_folder} has {len(bold):,} files NUMBER.npy, {eeg_folder} {len(eeg):,}"
     if not numbers:
         fail(f"{counts}; expected files that share a number")
     print(f"{counts}; {len(numbers):,} are in both, {numbers[0]} to {numbers[-1]}")
@@ -53,7 +55,7 @@ def prepare(a):
         "first_number": [numbers[i] for i in edges[:-1]],
         "first_volume": [int(place[i] % per_run) for i in edges[:-1]],
         "frames_per_run": np.diff(edges).tolist(),
-        "source": [os.path.abspath(a.bold), os.path.abspath(a.eeg)],
+        "source": [os.path.abspath(bold_folder), os.path.abspath(eeg_folder)],
     }
     if a.split:
         meta["split"] = read_split(a.split, numbers)
@@ -61,6 +63,7 @@ def prepare(a):
         regions.save(out, a.parcels, space, V)
         for i in tqdm(numbers, unit="frame"):
             out.add(*read_frame(bold[i], eeg[i], V, C, W), eeg[i])
+    return [a.out]
 
 
 def read_frame(bold_path, eeg_path, V, C, W):

@@ -1,155 +1,176 @@
-"""Whole runs: one BOLD file and one continuous EEG .npy [channels, samples] each.
+"""Whole runs: BOLD and continuous EEG of each -> a prepared subject.
 
-EEG sample 0 is the onset of the first volume.
+The EEG begins with the first volume (--start says otherwise), or each volume is marked in it
+(--trigger).
 """
 
-import glob
 import os
-import re
 from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from tools import files
 from tools.checks import check_finite, check_tr
 from tools.errors import fail
 
-from . import prepared, regions
+from . import confounds, eeg, pairs, prepared, regions
 from .bold import common_mask, open_bold
 
 
 class Run(NamedTuple):
-    bold_path: str
-    eeg_path: str
-    bold: object  # [volumes,V], reads when sliced
+    pair: pairs.Pair
+    read: object  # rows -> BOLD frames [t,V]
+    recording: object  # its EEG
     first: int  # volume that has EEG
     starts: list  # first EEG sample of each kept volume's window
-
-
-def natural(path):
-    """A key that sorts run-2 before run-10."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path)]
+    unusable: np.ndarray  # bool: of those volumes, which are left out of training and scores
+    cleaned: dict  # what was taken out of BOLD
 
 
 def prepare(a, eeg_windows):
-    """Write the subject a.out. eeg_windows: data.py's rule that pairs volumes with EEG."""
-    bolds, eegs = (sorted(glob.glob(pattern), key=natural) for pattern in (a.bold, a.eeg))
-    if not bolds or len(bolds) != len(eegs):
-        fail(
-            f"--bold {a.bold} finds {len(bolds)} files, --eeg {a.eeg} {len(eegs)}; expected one of "
-            "each a run"
-        )
-    if a.mask == "auto":
-        a.mask = common_mask(bolds)
-    runs, same = [], None
-    for bold_path, eeg_path in zip(bolds, eegs):
-        found, run = look_at(a, bold_path, eeg_path, eeg_windows)
-        same = same or found
-        check_alike(found, same, f"{bold_path}, {eeg_path}", f"{bolds[0]}, {eegs[0]}")
-        runs.append(run)
-        print(
-            f"{bold_path} + {eeg_path}: {len(run.starts)} of {run.bold.shape[0]} volumes have EEG"
-        )
+    """Write the subjects, and return their folders. eeg_windows: data.py's rule that pairs volumes
+    with EEG."""
+    people = pairs.people(a)
+    for folder, own in people:
+        prepare_one(a, folder, own, eeg_windows)
+    return [folder for folder, _ in people]
 
-    tr = same["s TR"]
-    C = same["EEG channels"]
-    V = same["grayordinates"]
-    space = same["places"]
-    W = round(tr * a.fs)
+
+def prepare_one(a, folder, own, eeg_windows):
+    """One person's subject, of their Pairs."""
+    if a.mask == "auto":
+        a.mask = common_mask([pair.bold[0] for pair in own])
+    runs = []
+    same = None
+    for pair in own:
+        found, run = look_at(a, pair, eeg_windows)
+        same = same or found
+        check_alike(found, same, pair, own[0])
+        runs.append(run)
+    recordings = [run.recording for run in runs]
+    names = eeg.channels_in_common(recordings, a.bad_channels)
+
+    V, tr, fs, space = same.values()
+    C = len(names or recordings[0].rows)
+    unusable = np.flatnonzero(np.concatenate([run.unusable for run in runs]))
     meta = {
         "tr": tr,
-        "fs": a.fs,
+        "fs": fs,
         "delay": a.delay,
+        "names": [run.pair.name for run in runs],
         "first_volume": [run.first for run in runs],
-        "source": [[os.path.abspath(run.bold_path), os.path.abspath(run.eeg_path)] for run in runs],
+        "unusable": unusable.tolist(),
+        "eeg": recordings[0].said,
+        "taken_out": [run.cleaned for run in runs],
+        "source": [[*map(os.path.abspath, [*run.pair.bold, run.pair.eeg])] for run in runs],
         "frames_per_run": [len(run.starts) for run in runs],
     }
-    with prepared.writing(a.out, meta, V, C, W) as out:
+    with prepared.writing(folder, meta, V, C, round(tr * fs)) as out:
         regions.save(out, a.parcels, space, V, a.labels)
         with tqdm(total=sum(len(run.starts) for run in runs), unit="frame") as bar:
             for run in runs:
-                write_run(out, run, C, W, bar)
+                write_run(out, run, round(tr * fs), bar)
 
 
-def look_at(a, bold_path, eeg_path, eeg_windows):
-    """({what all runs must share}, Run) of a pair of files."""
-    bold = open_bold([bold_path], a)
-    bold_tr = bold.tr
-    tr = a.tr or bold_tr or fail(f"{bold_path}: says no TR; give it with --tr, in seconds")
-    check_tr("--tr" if a.tr else bold_path, tr)
-    if a.tr and bold_tr and 0.05 <= bold_tr <= 20 and abs(a.tr - bold_tr) > 1e-3:
-        fail(f"--tr {a.tr:g}: {bold_path} says {bold_tr:g} s; leave --tr out")
-    (volumes, V), (C, samples) = bold.shape, files.load_npy(eeg_path, 2).shape
-    check_names(bold_path, eeg_path)
-    check_lengths(bold_path, eeg_path, (volumes, tr), (C, samples, a.fs), a.delay)
-    first, starts = eeg_windows(samples, volumes, tr, a.fs, a.delay)
-    if not starts or (a.channels or 1) > C:
+def look_at(a, pair, eeg_windows):
+    """({what all runs must share}, Run) of a Pair."""
+    series = open_bold(pair.bold, a)
+    path = pair.bold[0]
+    tr = a.tr or series.tr or fail(f"{path}: says no TR; give it with --tr, in seconds")
+    check_tr("--tr" if a.tr else path, tr)
+    if a.tr and series.tr and 0.05 <= series.tr <= 20 and abs(a.tr - series.tr) > 1e-3:
+        fail(f"--tr {a.tr:g}: {path} says {series.tr:g} s; leave --tr out")
+    volumes, V = series.shape
+    recording = eeg.open_eeg(pair.eeg, a)
+    fs = recording.fs
+    if not a.trigger:
+        check_lengths(path, (volumes, tr), recording, a)
+    onsets = eeg.volume_onsets(recording, a, volumes, tr) / fs  # [volumes] s
+    first, starts = eeg_windows(recording.samples, onsets, tr, fs, a.delay)
+    if not starts:
         fail(
-            f"{eeg_path}: has {C} channels, and {len(starts)} frames with a whole window of EEG "
-            f"(--delay {a.delay:g}); expected {a.channels or 1} (--channels) or more, and one "
-            "frame or more"
+            f"{pair.eeg}: no volume has a whole window of EEG (--delay {a.delay:g}); expected one "
+            "or more"
         )
-    found = {"grayordinates": V, "s TR": tr, "EEG channels": a.channels or C, "places": bold.space}
-    return found, Run(bold_path, eeg_path, bold, first, starts)
+
+    kept = slice(first, first + len(starts))
+    unusable = eeg.check_continuous(recording, starts, round(tr * fs))  # bool [kept volumes]
+    read = series.read
+    cleaned = {}
+    if a.confounds or a.high_pass:
+        matrix, good, cleaned = confounds.design(confounds.find(path, a), a, volumes, tr)
+        read = confounds.cleaned(series.read, matrix, good)
+        unusable = unusable | ~good[kept]
+    print(
+        f"{pair.name}: {len(starts)} of {volumes} volumes have EEG, {unusable.sum()} of those are "
+        "not used"
+    )
+    artefacts = eeg.gradient_peaks(recording, tr)
+    if artefacts:
+        print(f"note: {artefacts}")
+    found = {"vertices": V, "s TR": tr, "Hz of EEG": fs, "places": series.space}
+    return found, Run(pair, read, recording, first, starts, unusable, cleaned)
 
 
-def write_run(out, run, C, W, bar):
-    eeg = files.load_npy(run.eeg_path, 2)[:C]
-    # An offset, which amplifiers have, leaks into the slowest rhythms of every window.
-    offset = eeg.mean(1, dtype=np.float64)[:, None]  # [C,1]
-    check_finite(offset, run.eeg_path, eeg, "channel", "sample")
+def write_run(out, run, W, bar):
+    """Its frames, and a window of W samples of EEG for each."""
+    offset = mean_of(run.recording)
     for i in range(0, len(run.starts), 256):  # CIFTI keeps time contiguous: small blocks are slow
         starts = run.starts[i : i + 256]
-        eeg = files.load_npy(run.eeg_path, 2)  # opened anew: the pages read so far are let go
-        windows = np.stack([eeg[:C, start : start + W] for start in starts])  # [t,C,W]
-        rows = slice(run.first + i, run.first + i + len(starts))
-        frames = run.bold.read(rows)  # [t,V]
-        out.add(frames, windows - offset, run.eeg_path)
+        windows = np.stack([run.recording.read(start, start + W) for start in starts])  # [t,C,W]
+        frames = run.read(slice(run.first + i, run.first + i + len(starts)))  # [t,V]
+        out.add(frames, windows - offset, run.pair.eeg)
         bar.update(len(starts))
+
+
+def mean_of(recording, block=2**16):
+    """[C,1] over all samples: an offset, which amplifiers have, leaks into the slowest rhythms of
+    every window."""
+    total = 0
+    for i in range(0, recording.samples, block):
+        eeg = recording.read(i, min(i + block, recording.samples))  # [C,t]
+        total = total + eeg.sum(1, dtype=np.float64)[:, None]
+    mean = total / recording.samples
+    check_finite(mean, recording.path, mean, "channel", "sample")
+    return mean
 
 
 # ---- Checks ----------------------------------------------------------------------------
 
 
-def check_alike(found, same, files_now, files_first):
-    for what in found:
-        if found[what] != same[what]:
-            numbers = f" ({found[what]:g}, {same[what]:g})" if what != "places" else " in the brain"
-            fail(f"{files_now}: other {what} than {files_first}{numbers}; expected runs alike")
+def check_alike(found, same, pair, other):
+    """Fail if a run has not what the first one has."""
+    for what, value in found.items():
+        if value != same[what]:
+            numbers = f" ({value:g}, {same[what]:g})" if what != "places" else " in the brain"
+            fail(
+                f"{pair.bold[0]}, {pair.eeg}: other {what} than {other.bold[0]}, {other.eeg}"
+                f"{numbers}; expected runs alike"
+            )
 
 
-def check_names(bold_path, eeg_path):
-    """Fail if the names of two files that came together say that they are of two runs."""
-    paths = bold_path, eeg_path
-    bold, eeg = (re.findall(r"run-?(\d+)", os.path.basename(path))[-1:] for path in paths)
-    if bold and eeg and int(bold[0]) != int(eeg[0]):
-        fail(
-            f"{bold_path}, {eeg_path}: run {bold[0]} and run {eeg[0]} came together, by the order "
-            "of their names; expected the same runs of both: is one missing?"
-        )
-
-
-def check_lengths(bold_path, eeg_path, bold, eeg, delay):
-    """Fail if BOLD (volumes, TR) and EEG (channels, samples, rate) cannot be of one run; say so if
-    they look as if they were not."""
-    (volumes, tr), (channels, samples, fs) = bold, eeg
+def check_lengths(path, bold, recording, a):
+    """Fail if BOLD (volumes, TR) and EEG that begins --start seconds before the first volume
+    cannot be of one run; say so if they look as if they were not."""
+    volumes, tr = bold
+    channels = len(recording.rows)
+    samples = recording.samples
     if channels > samples:
         fail(
-            f"{eeg_path}: has shape [{channels}, {samples}]; expected [channels, samples]: save "
-            "its transpose"
+            f"{recording.path}: has shape [{channels}, {samples}]; expected [channels, samples]: "
+            "save its transpose"
         )
     scan = volumes * tr
-    recorded = samples / fs
-    if recorded < scan - delay - tr or recorded > 1.5 * scan + 60:
+    recorded = samples / recording.fs - (a.start or 0)  # s
+    if recorded < scan - a.delay - tr or recorded > 1.5 * scan + 60:
         fail(
-            f"{eeg_path}: {samples:,} samples of {channels} channels last {recorded:.1f} s at "
-            f"--fs {fs:g}, but {bold_path} {scan:.1f} s, {volumes} volumes of {tr:g} s; expected "
-            "the same run, the right rate, and BOLD as [volumes, V]"
+            f"{recording.path}: {samples:,} samples of {channels} channels last {recorded:.1f} s "
+            f"after the first volume at --fs {recording.fs:g}, but {path} {scan:.1f} s, {volumes} "
+            f"volumes of {tr:g} s; expected the same run, the right rate, and BOLD as [volumes, V]"
         )
     if abs(recorded - scan) > 2 * tr:
         print(
-            f"note: {eeg_path} lasts {recorded:.1f} s at {fs:g} Hz, its BOLD {scan:.1f} s: right "
-            "only if it was recorded on after the last volume, or broken off before; else --fs or "
-            "--tr is wrong"
+            f"note: {recording.path} lasts {recorded:.1f} s at {recording.fs:g} Hz, its BOLD "
+            f"{scan:.1f} s: right only if it was recorded on after the last volume, or broken off "
+            "before; else --fs or --tr is wrong"
         )

@@ -10,8 +10,8 @@ from nibabel.cifti2 import BrainModelAxis, ParcelsAxis, ScalarAxis, SeriesAxis
 
 from recordings import regions
 from recordings.bold import common_mask, open_bold
-from recordings.outputs import Outputs
 from recordings.spaces import Space, load_space
+from reports.outputs import Outputs
 from tools.errors import Problem
 
 T, SHAPE = 11, (4, 5, 3)

@@ -39,10 +39,10 @@ def test_synthetic_bold_follows_the_eegs_power(tiny):
 
 
 def test_eeg_windows_follow_the_delay():
-    first, starts = data.eeg_windows(samples=10_000, volumes=20, tr=0.72, fs=500, delay=4.0)
+    first, starts = data.eeg_windows(10_000, np.arange(20) * 0.72, tr=0.72, fs=500, delay=4.0)
     assert first == 6 and starts[0] == round((6 * 0.72 - 4) * 500) == 160
     assert np.all(np.diff(starts) == 360) and len(starts) == 14
-    starts = data.eeg_windows(samples=1_500, volumes=20, tr=0.72, fs=500, delay=4.0)[1]
+    starts = data.eeg_windows(1_500, np.arange(20) * 0.72, tr=0.72, fs=500, delay=4.0)[1]
     assert starts[-1] + 360 <= 1_500
 
 

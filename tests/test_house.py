@@ -38,16 +38,18 @@ def imported(path):
             names |= {alias.name.split(".")[0] for alias in node.names}
         if isinstance(node, ast.ImportFrom) and node.level == 0:
             names.add(node.module.split(".")[0])
-    return names & {"neuroframes", "data", "train", "sample", "beyond", "recordings", "tools"}
+    places = "beyond", "recordings", "reports", "tools"
+    return names & {"neuroframes", "data", "train", "sample", *places}
 
 
 ALLOWED = {
     "neuroframes.py": set(),
     "data.py": {"tools", "recordings"},
     "train.py": {"neuroframes", "data", "tools", "beyond"},
-    "sample.py": {"neuroframes", "data", "tools", "beyond", "recordings"},
+    "sample.py": {"neuroframes", "data", "tools", "beyond", "reports"},
     "beyond": {"neuroframes"},
     "recordings": {"tools"},
+    "reports": {"tools", "recordings"},
     "tools": set(),
 }
 

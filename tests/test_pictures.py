@@ -8,9 +8,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from recordings import pictures
-from recordings.outputs import Outputs
-from recordings.surfaces import Surfaces
+from reports import pictures
+from reports.outputs import Outputs
+from reports.surfaces import Surfaces
 from tools import errors
 
 # ---- Vertices by time ------------------------------------------------------------------

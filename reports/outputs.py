@@ -5,11 +5,11 @@ import os
 import numpy as np
 from nibabel.cifti2 import BrainModelAxis
 
+from recordings.spaces import load_space
 from tools import files
 from tools.errors import fail
 
-from . import pictures
-from .spaces import load_space, save_table
+from . import formats, pictures
 from .surfaces import Surfaces
 
 # What is written of each test stretch: {array: what it is}.
@@ -67,7 +67,7 @@ class Outputs:
             x = x * normaliser.std if name == "std" else normaliser.raw(x)
             run_name = subject.meta["names"][run - 1] if "names" in subject.meta else f"run-{run}"
             path = f"{folder}/{run_name}{chunk}_desc-{name}_bold"
-            space.save_series(path, x, tr, start)
+            formats.save_series(space, path, x, tr, start)
             about = {"RepetitionTime": tr, "StartTime": start, "Description": SERIES[name]}
             files.save_json(f"{path}.json", {**about, "Sources": [source_of(subject.meta, run)]})
 
@@ -81,7 +81,7 @@ class Outputs:
             count = count + (error != 0)
         mse = np.where(np.isnan(r[0]), np.nan, total / np.maximum(count, 1))
         maps = {"r": r[0], "r, shuffled EEG": r[1], "difference": r[0] - r[1], "MSE": mse}
-        space.save_maps(f"{folder}/desc-r_statmap", maps)
+        formats.save_maps(space, f"{folder}/desc-r_statmap", maps)
 
     def write_about(self, folder):
         """dataset_description.json, and which frame each row of truth.npy is."""
@@ -98,7 +98,7 @@ class Outputs:
             run, seconds = subject.when(row)
             volume = round(seconds / subject.tr)
             lines.append((row, run, volume, round(seconds, 6), source_of(subject.meta, run)))
-        save_table(f"{folder}/frames.tsv", lines)
+        formats.save_table(f"{folder}/frames.tsv", lines)
 
 
 def source_of(meta, run):

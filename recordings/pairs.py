@@ -1,0 +1,124 @@
+"""Which files belong together? Their names say it, as BIDS writes them.
+
+    sub-01_ses-2_task-rest_run-03_space-fsLR_den-91k_bold.dtseries.nii
+    sub-01_ses-2_task-rest_run-03_eeg.vhdr
+
+Two files are of one run if they agree on every one of sub, ses, task and run that both names have.
+By order, a file that is missing would pair all that come after it wrongly, without a word.
+"""
+
+import glob
+import os
+import re
+from typing import NamedTuple
+
+from tools.errors import fail
+
+
+class Pair(NamedTuple):
+    name: str  # of the run: sub-01_ses-2_task-rest_run-3
+    sub: str  # "" if the name has none
+    bold: list  # of paths: one, or of two hemispheres
+    eeg: str
+
+
+def natural(path):
+    """A key that sorts run-2 before run-10."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path)]
+
+
+def find(flag, patterns):
+    """Paths that some patterns find, ** too, in natural order; a shell may have found them."""
+    found = set()
+    for pattern in patterns:
+        paths = [pattern]
+        if not os.path.isfile(pattern):
+            paths = [path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)]
+        if not paths:
+            fail(f"{flag} {pattern}: finds no file (quote patterns with ** in them)")
+        found |= set(paths)
+    return sorted(found, key=natural)
+
+
+def entities(path):
+    """{"sub": "01", "run": "3", ...}: of a file's name, sub and ses also of its folders'. Numbers
+    of runs are compared as numbers: run-03 is run-3."""
+    folders = re.findall(r"(?:^|[/\\])(sub|ses)-([A-Za-z0-9]+)", path)
+    name = re.findall(r"(?:^|_)(sub|ses|task|run)-([A-Za-z0-9]+)", os.path.basename(path))
+    found = dict(folders + name)
+    if found.get("run", "").isdecimal():
+        found["run"] = str(int(found["run"]))
+    return {key: found[key] for key in ("sub", "ses", "task", "run") if key in found}
+
+
+def agree(one, other):
+    shared = one.keys() & other.keys()
+    return bool(shared) and all(one[key] == other[key] for key in shared)
+
+
+def pairs(a):
+    """The Pairs of --bold and --eeg, in natural order."""
+    hemispheres = {}  # both files of a run count as one
+    for path in find("--bold", a.bold):
+        hemispheres.setdefault(re.sub(r"hemi-[LR]", "", path), []).append(path)
+    bolds = list(hemispheres.values())
+    eegs = find("--eeg", a.eeg)
+    if a.by_order or len(bolds) == len(eegs) == 1:
+        if len(bolds) != len(eegs):
+            fail(f"--by-order: {len(bolds)} runs of --bold, {len(eegs)} of --eeg; expected as many")
+        together = list(zip(bolds, eegs))
+    else:
+        together = by_names(bolds, eegs)
+    found = [
+        Pair(name_of(bold[0]), entities(bold[0]).get("sub", ""), bold, eeg)
+        for bold, eeg in together
+    ]
+    for pair in found:
+        print(f"{pair.name}: {' + '.join([*pair.bold, pair.eeg])}")
+    names = [pair.name for pair in found]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        fail(f"--bold: several files of {', '.join(twice)}; expected one a run: narrow the pattern")
+    return found
+
+
+def by_names(bolds, eegs):
+    """(bold, eeg) that agree; fails if some agree with none, or with several."""
+    together = []
+    lonely = []
+    for bold in bolds:
+        fitting = [eeg for eeg in eegs if agree(entities(bold[0]), entities(eeg))]
+        if len(fitting) > 1:
+            fail(f"{bold[0]}: goes with {', '.join(fitting)}; expected one: narrow --eeg")
+        together += [(bold, eeg) for eeg in fitting]
+        lonely += [] if fitting else bold
+    paired = [eeg for _, eeg in together]
+    for eeg in eegs:
+        if eeg not in paired:
+            lonely.append(eeg)
+        if paired.count(eeg) > 1:
+            rivals = ", ".join(bold[0] for bold, other in together if other == eeg)
+            fail(f"{eeg}: goes with {rivals}; expected one: narrow --bold")
+    if lonely:
+        fail(
+            f"without a partner of the same sub, ses, task and run: {', '.join(lonely)}; leave "
+            "them out, or rename them; files whose names say nothing pair with --by-order"
+        )
+    return together
+
+
+def name_of(path):
+    """Of a run: its entities, or else the file's name up to its first dot."""
+    said = "_".join(f"{key}-{value}" for key, value in entities(path).items())
+    return said or os.path.basename(path).split(".")[0]
+
+
+def people(a):
+    """[(folder to write, its Pairs)], a folder for each person."""
+    found = {}
+    for pair in pairs(a):
+        found.setdefault(pair.sub, []).append(pair)
+    if len(found) > 1 and "{sub}" not in a.out:
+        listed = ", ".join(f"sub-{sub}" for sub in found)
+        fail(f"--out {a.out}: {listed} are several people; give each a folder: --out 'DIR/{{sub}}'")
+    return [(a.out.replace("{sub}", f"sub-{sub}"), own) for sub, own in found.items()]
