@@ -144,6 +144,9 @@ def open_nifti(path, mask):
     image = load(path, nib.Nifti1Image, keep_file_open=True)
     check_grid(image, mask)
     inside = np.asarray(mask.dataobj) > 0  # [x,y,z]
+    if image.ndim != 4 or inside.ndim != 3 or not inside.any():
+        found = f"have shapes {image.shape}, {mask.shape}, {inside.sum()} voxels are in the mask"
+        fail(f"{path}, {mask.get_filename()}: {found}; expected 4 axes, 3, and some voxels")
     axis = BrainModelAxis.from_mask(inside, affine=mask.affine)
 
     def rows(slice_of_volumes):
@@ -152,7 +155,7 @@ def open_nifti(path, mask):
 
     unit = image.header.get_xyzt_units()[1]
     tr = float(image.header.get_zooms()[3]) * {"msec": 1e-3, "usec": 1e-6}.get(unit, 1)
-    return rows, (image.shape[3], len(axis)), tr, axis
+    return rows, (image.shape[3], len(axis)), round(tr, 6), axis  # in the header it is float32
 
 
 def common_mask(paths):

@@ -104,6 +104,10 @@ def test_volumes_within_a_mask(tmp_path, mask, suffix):
     np.testing.assert_array_equal(bold.space.axis.voxel, ijk)
     with pytest.raises(Problem, match="--mask"):
         opened(path)
+    with pytest.raises(Problem, match="nothing.nii.gz.* 0 voxels"):
+        opened(path, mask=volume(tmp_path / "nothing.nii.gz", np.zeros(SHAPE)))
+    with pytest.raises(Problem, match=r"mask.nii.gz.*4 axes"):
+        opened(mask[0], mask=mask[0])
 
 
 def test_a_gz_is_unpacked_once(tmp_path, mask, monkeypatch):
@@ -127,8 +131,9 @@ def test_a_gz_is_unpacked_once(tmp_path, mask, monkeypatch):
 def test_units_of_tr(tmp_path, mask, tr, unit):
     path = tmp_path / "run-1_bold.nii.gz"
     volumes(path, tr, unit)
+    assert opened(path, mask=mask[0]).tr == 0.8  # as other runs, whose JSON says it
     beside(path, ".nii.gz", 0.8)
-    assert opened(path, mask=mask[0]).tr == pytest.approx(0.8)
+    assert opened(path, mask=mask[0]).tr == 0.8
     beside(path, ".nii.gz", 2.0)
     with pytest.raises(Problem, match=r"run-1_bold.nii.gz.*0.8.*run-1_bold.json.*2"):
         opened(path, mask=mask[0])
