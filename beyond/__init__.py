@@ -59,5 +59,6 @@ def kinds(ckpt):
     """The classes of a checkpoint's model and autoencoder."""
     chapters = set(ckpt["config"]) - set(inspect.signature(NeuroFrames).parameters)
     model = network.Network if chapters else NeuroFrames
-    trained_along = "D" in ckpt["autoencoder"]
-    return model, joint.JointAutoencoder if trained_along else LinearAutoencoder
+    if "D" in ckpt["autoencoder"]:  # trained along
+        return model, joint.JointAutoencoder
+    return model, LinearAutoencoder

@@ -61,8 +61,8 @@ def choose(a, subject, frames, sizes):
             setattr(a, name, value)
     if a.steps is None:
         a.steps = max(1, a.epochs * frames // (a.frames * a.batch_size))
-    everything = sum(high - low for low, high in subject.segments("train", validation=False))
-    a.again = everything / frames  # so many times the steps without a run left out
+    # So many times the steps without a run left out.
+    a.again = sum(high - low for low, high in subject.segments("train", validation=False)) / frames
 
     why = "windows vary in length" if many else "the EEG encoder is held back"
     C = subject.eeg.shape[1]

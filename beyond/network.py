@@ -13,7 +13,6 @@ from . import (
     band_power,
     calibration,
     gaussian_prior,
-    joint,
     linear_gaussian,
     stacked,
     velocity,
@@ -86,7 +85,7 @@ def measured(a, model, autoencoder, normaliser, subject, batches):
     """For train.py: fit what a Network knows in closed form, from its Batches. Returned is what
     sample.py would else measure, and cannot of a subject with test frames only; None if the
     autoencoder is not yet what it will be."""
-    if isinstance(autoencoder, joint.JointAutoencoder):
+    if a.autoencoder == "joint":
         return None
     segments, read = batches.splits["train"], batches.read_eeg
     z = [batches.latents_of(np.arange(low, high))[0] for low, high in segments]

@@ -11,9 +11,10 @@ trained on:
     a = sum of (eps - eps_network) (eps_linear - eps_network) / sum of (eps_linear - eps_network)^2
 
 A latent's own share is noisy where the run is short; so it is drawn towards that of all latents
-at this level, as if a run of an average latent said so too. And shares that predict windows which
-they were not fitted to no better than the closed form does are all 1: where frames are few or the
-EEG tells nothing, what a network has learned by heart adds up over the steps of sampling.
+at this level, as if a run of an average latent said so too. And where the closed form found, in all
+training runs, that the EEG tells nothing, one validation run must not be enough to believe a
+network: all shares are 1, unless they are right in windows that they were not fitted to. What it
+has learned by heart would add up over the steps of sampling.
 
 Seam    eps_model(z_n, n)
 Source  stacking (Wolpert 1992, Breiman 1996)
@@ -78,14 +79,13 @@ def fit(model, batches):
     if not sums.any():
         return
 
-    # What does the network add in windows that the shares were not fitted to? If that is within
-    # two standard errors of nothing, the closed form stands alone.
+    # Does the EEG tell nothing? Then what does the network add in windows that the shares were not
+    # fitted to? If that is within two standard errors of nothing, the closed form stands alone.
     total = sums.sum(2, keepdim=True)  # [2,LEVELS,1,d]
     others = share_of(total - sums)  # [LEVELS,windows,d]
     products, squares = sums
-    gain = (1 - others) * ((1 + others) * squares - 2 * products)  # [LEVELS,windows,d]
-    gain = gain.sum((0, 2))  # [windows]
+    gain = ((1 - others) * ((1 + others) * squares - 2 * products)).sum((0, 2))  # [windows]
     model.share.copy_(share_of(total)[:, 0])
     deviation = gain.std(correction=0) / (len(gain) - 1) ** 0.5  # of one window it is not known
-    if not gain.mean() > 2 * deviation:
+    if not (model.linear.weight.any() or gain.mean() > 2 * deviation):
         model.share.fill_(1)

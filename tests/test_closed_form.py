@@ -1,6 +1,7 @@
 """The closed form, its stack with the network, and the settings that `--preset auto` chooses."""
 
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -179,6 +180,7 @@ class Answers:
         self.network = network
         self.linear = self
         self.said = linear
+        self.weight = torch.zeros(3)  # the closed form found that the EEG tells nothing
         self.encoder = lambda eeg: eeg
 
     def eps(self, z_n, n, schedule, m, times):
@@ -249,6 +251,10 @@ def test_a_network_that_adds_nothing_is_not_asked():
         stacked.fit(model, Validation(z))
         asked.append((model.share < 1).any())
     assert sum(asked) <= 1
+    model.weight += 1  # it found that the EEG tells something: then the run decides
+    stacked.fit(model, Validation(z))
+    assert (model.share < 1).any()
+    model.weight -= 1
     knows = Answers(lambda z_n: 0.8 * z_n, lambda z_n: 0.7 * z_n, torch.zeros(8, 3))
     stacked.fit(knows, Validation(z))
     assert knows.share.mean() < 0.5
@@ -311,13 +317,19 @@ def adding():
 
 
 def test_auto_leaves_out_a_network_that_adds_nothing(tiny, tmp_path, monkeypatch, capsys):
-    command(monkeypatch, train, "--data", tiny, *AUTO, "--steps", 4, "--out", tmp_path)
+    """With EEG that is noise."""
+    subject = shutil.copytree(tiny, tmp_path / "subject")
+    eeg = np.load(subject / "eeg.npy")
+    noise = np.random.default_rng(0).standard_normal(eeg.shape).astype(eeg.dtype)
+    np.save(subject / "eeg.npy", noise)
+    command(monkeypatch, train, "--data", subject, *AUTO, "--steps", 4, "--out", tmp_path)
     assert "adds nothing to the closed form" in capsys.readouterr().out
     ckpt = torch.load(tmp_path / "ckpt.pt", weights_only=True)
     first = torch.load(tmp_path / "earlier-1" / "ckpt.pt", weights_only=True)
     assert first["step"] > 0 and ckpt["step"] == 0 and ckpt["settings"]["no_validation"]
     assert (first["model"]["share"] == 1).all() and (ckpt["model"]["share"] == 1).all()
-    assert not torch.equal(first["model"]["linear.weight"], ckpt["model"]["linear.weight"])
+    left = [c["model"]["linear.residual.autocovariance"] for c in (first, ckpt)]
+    assert not torch.equal(*left)  # it was fitted anew
 
 
 def test_auto_trains_to_choose_and_then_on_all(adding, tiny, tmp_path, monkeypatch, capsys):
