@@ -401,7 +401,7 @@ def run(a, where, folder, on_guess):
     results = report.Results(a, study, timeline, seen, frame_scores, folder)
     outputs = None
     if study.subject.space is not None or a.plot:  # the lab's own formats, and pictures
-        from reports.outputs import Outputs
+        from spaces.outputs import Outputs
 
         outputs = Outputs(a, study, timeline)
     for places, x, mask, drawn in reconstruct(sampler, timeline, "test"):

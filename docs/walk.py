@@ -11,7 +11,7 @@ import sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
-from reports.pictures import pyplot  # noqa: E402
+from spaces.pictures import pyplot  # noqa: E402
 from tools.errors import script  # noqa: E402
 
 

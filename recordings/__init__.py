@@ -1,5 +1,4 @@
-"""A lab's files in, a lab's files out: `python data.py` and the results of sample.py. No torch
-here.
+"""A lab's files in: `python data.py`. No torch here.
 
 pairs.py      which files are of one run
 eeg.py        continuous EEG, its channels and triggers
@@ -7,8 +6,6 @@ bold.py       BOLD as CIFTI-2, NIfTI, GIFTI or tables
 confounds.py  motion and the like taken out
 runs.py       all of these, run by run               -> a prepared subject
 folders.py    one file a frame, as CineBrain has them -> a prepared subject
-regions.py    parcels and masks                       -> its rois.npz
-spaces.py     where vertices lie; results in the recording's own format
 """
 
 import os
@@ -32,7 +29,6 @@ def parse(argv=None):
     # EEG
     add("--trigger", help="what marks each volume in the EEG: R128; else it begins with the first")
     add("--skip", type=int, help="triggers before the first volume: of dummy scans")
-    add("--volumes", type=int, help="how many there are, where no BOLD file says it")
     add("--start", type=float, help="without triggers: where in the EEG, in s, volume 0 begins")
     add("--fs", type=float, help=".npy: samples a second (default: 1000)")
     add("--channels", type=int, help=".npy and folders: keep the first N (CineBrain: 64)")
@@ -67,7 +63,8 @@ def parse(argv=None):
     if not a.folders and (a.split or a.space or a.frames_per_run):
         fail("--split, --space, --frames-per-run: are for folders of frames; --bold is none")
     if a.folders != os.path.isdir(a.eeg[0]):
-        fail("--bold, --eeg: one is a folder of frames; expected both or neither")
+        found = f"--bold {a.bold[0]}, --eeg {a.eeg[0]}"
+        fail(f"{found}: one is a folder of frames; expected both or neither")
     return a
 
 

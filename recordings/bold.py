@@ -17,12 +17,11 @@ import nibabel as nib
 import numpy as np
 from nibabel.cifti2 import BrainModelAxis, ParcelsAxis, ScalarAxis, SeriesAxis
 
+from spaces.regions import averaged
+from spaces.space import SIDES, Space, load
 from tools import files
 from tools.checks import check_finite
 from tools.errors import fail
-
-from .regions import averaged
-from .spaces import SIDES, Space, load
 
 
 @dataclass

@@ -75,6 +75,8 @@ def open_eeg(path, a):
 
 def open_npy(path, a):
     C, samples = files.load_npy(path, 2).shape
+    if (a.channels or 1) > C:
+        fail(f"{path}: has {C} channels; expected {a.channels} (--channels) or more")
 
     def source(picks, start, stop):
         return files.load_npy(path, 2)[picks, start:stop]  # anew: pages read so far are let go
@@ -142,7 +144,7 @@ def change(found, a, block=100_000):
         raw.annotations.append(start / found.fs, (stop - start) / found.fs, "BAD_ACQ_SKIP")
     with blaming(a, "notch", "band", "resample"):
         if a.notch:
-            raw.notch_filter(a.notch)
+            raw.notch_filter(np.arange(a.notch, found.fs / 2, a.notch))  # its multiples too
             found.said["notch"] = a.notch
         if a.band:
             raw.filter(*a.band)
@@ -178,9 +180,6 @@ def triggers(recording, name):
 def volume_onsets(recording, a, volumes, tr):
     """Samples [volumes] at which volumes begin: at their triggers, or from --start on by the TR."""
     path, fs = recording.path, recording.fs
-    volumes = volumes or a.volumes or fail("--volumes is missing: how many there are in a run")
-    if a.volumes not in (None, volumes):
-        fail(f"--volumes {a.volumes}: the scan of {path} has {volumes}; leave it out")
     if a.trigger is None:
         return ((a.start or 0) + tr * np.arange(volumes)) * fs
 

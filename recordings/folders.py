@@ -10,11 +10,12 @@ import re
 import numpy as np
 from tqdm import tqdm
 
+from spaces import regions
 from tools import files
 from tools.checks import check_finite, check_tr
 from tools.errors import fail
 
-from . import prepared, regions
+from . import prepared
 from .bold import open_bold
 
 

@@ -84,27 +84,24 @@ def pairs(a):
 
 def by_names(bolds, eegs):
     """(bold, eeg) that agree; fails if some agree with none, or with several."""
-    together = []
-    lonely = []
+    found = []
+    partners = {path: [] for path in [*(bold[0] for bold in bolds), *eegs]}
     for bold in bolds:
-        fitting = [eeg for eeg in eegs if agree(entities(bold[0]), entities(eeg))]
-        if len(fitting) > 1:
-            fail(f"{bold[0]}: goes with {', '.join(fitting)}; expected one: narrow --eeg")
-        together += [(bold, eeg) for eeg in fitting]
-        lonely += [] if fitting else bold
-    paired = [eeg for _, eeg in together]
-    for eeg in eegs:
-        if eeg not in paired:
-            lonely.append(eeg)
-        if paired.count(eeg) > 1:
-            rivals = ", ".join(bold[0] for bold, other in together if other == eeg)
-            fail(f"{eeg}: goes with {rivals}; expected one: narrow --bold")
+        for eeg in eegs:
+            if agree(entities(bold[0]), entities(eeg)):
+                found.append((bold, eeg))
+                partners[bold[0]].append(eeg)
+                partners[eeg].append(bold[0])
+    lonely = [path for path, others in partners.items() if not others]
     if lonely:
         fail(
             f"without a partner of the same sub, ses, task and run: {', '.join(lonely)}; leave "
             "them out, or rename them; files whose names say nothing pair with --by-order"
         )
-    return together
+    for path, others in partners.items():
+        if len(others) > 1:
+            fail(f"{path}: goes with {', '.join(others)}; expected one: narrow --bold or --eeg")
+    return found
 
 
 def name_of(path):

@@ -10,10 +10,11 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from spaces import regions
 from tools.checks import check_finite, check_tr
 from tools.errors import fail
 
-from . import confounds, eeg, pairs, prepared, regions
+from . import confounds, eeg, pairs, prepared
 from .bold import common_mask, open_bold
 
 
@@ -50,8 +51,8 @@ def prepare_one(a, folder, own, eeg_windows):
     recordings = [run.recording for run in runs]
     names = eeg.channels_in_common(recordings, a.bad_channels)
 
-    V, tr, fs, space = same.values()
-    C = len(names or recordings[0].rows)
+    V, tr, fs, _, space = same.values()
+    C = len(names or recordings[0].picks)
     unusable = np.flatnonzero(np.concatenate([run.unusable for run in runs]))
     meta = {
         "tr": tr,
@@ -89,8 +90,7 @@ def look_at(a, pair, eeg_windows):
     first, starts = eeg_windows(recording.samples, onsets, tr, fs, a.delay)
     if not starts:
         fail(
-            f"{pair.eeg}: no volume has a whole window of EEG (--delay {a.delay:g}); expected one "
-            "or more"
+            f"{pair.eeg}: 0 frames have a whole window of EEG (--delay {a.delay:g}); expected some"
         )
 
     kept = slice(first, first + len(starts))
@@ -105,10 +105,12 @@ def look_at(a, pair, eeg_windows):
         f"{pair.name}: {len(starts)} of {volumes} volumes have EEG, {unusable.sum()} of those are "
         "not used"
     )
+    unnamed = 0 if recording.names else len(recording.picks)
+    found = {"vertices": V, "s TR": tr, "Hz of EEG": fs, "EEG channels": unnamed}
+    found["places"] = series.space
     artefacts = eeg.gradient_peaks(recording, tr)
     if artefacts:
         print(f"note: {artefacts}")
-    found = {"vertices": V, "s TR": tr, "Hz of EEG": fs, "places": series.space}
     return found, Run(pair, read, recording, first, starts, unusable, cleaned)
 
 
@@ -129,10 +131,9 @@ def mean_of(recording, block=2**16):
     total = 0
     for i in range(0, recording.samples, block):
         eeg = recording.read(i, min(i + block, recording.samples))  # [C,t]
-        total = total + eeg.sum(1, dtype=np.float64)[:, None]
-    mean = total / recording.samples
-    check_finite(mean, recording.path, mean, "channel", "sample")
-    return mean
+        check_finite(eeg, f"{recording.path}, from sample {i} on", eeg, "channel", "sample")
+        total = total + eeg.sum(1)[:, None]
+    return total / recording.samples
 
 
 # ---- Checks ----------------------------------------------------------------------------
@@ -153,7 +154,7 @@ def check_lengths(path, bold, recording, a):
     """Fail if BOLD (volumes, TR) and EEG that begins --start seconds before the first volume
     cannot be of one run; say so if they look as if they were not."""
     volumes, tr = bold
-    channels = len(recording.rows)
+    channels = len(recording.picks)
     samples = recording.samples
     if channels > samples:
         fail(
@@ -165,8 +166,8 @@ def check_lengths(path, bold, recording, a):
     if recorded < scan - a.delay - tr or recorded > 1.5 * scan + 60:
         fail(
             f"{recording.path}: {samples:,} samples of {channels} channels last {recorded:.1f} s "
-            f"after the first volume at --fs {recording.fs:g}, but {path} {scan:.1f} s, {volumes} "
-            f"volumes of {tr:g} s; expected the same run, the right rate, and BOLD as [volumes, V]"
+            f"at --fs {recording.fs:g}, but {path} {scan:.1f} s, {volumes} volumes of {tr:g} s; "
+            "expected the same run, the right rate, and BOLD as [volumes, V]"
         )
     if abs(recorded - scan) > 2 * tr:
         print(

@@ -15,7 +15,8 @@ sys.path.insert(1, os.path.join(sys.path[0], "benchmarks"))
 
 import data
 import train
-from recordings.spaces import Space
+from spaces import formats
+from spaces.space import Space
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TINY = dict(runs=5, frames=60, channels=4, fs=50, side=8, sources=4, background=3)
@@ -84,7 +85,7 @@ def session(tmp_path_factory):
     for i in range(1, 5):
         x = (1000 + ar1(rng, 50, 48).numpy()).astype(np.float32)
         x[:, 5] = 12.0  # a vertex without variance
-        Space(space, ".dtseries.nii").save_series(str(root / f"run-{i}_bold"), x, 0.8, 0.0)
+        formats.save_series(Space(space, ".dtseries.nii"), str(root / f"run-{i}_bold"), x, 0.8, 0)
         eeg = rng.standard_normal((3, 50 * 40)).astype(np.float32)
         np.save(root / f"run-{i}_eeg.npy", eeg)
         raw.append(x)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from nibabel.cifti2 import BrainModelAxis, ParcelsAxis, ScalarAxis, SeriesAxis
 
-from recordings import regions
 from recordings.bold import common_mask, open_bold
-from recordings.spaces import Space, load_space
-from reports.outputs import Outputs
+from spaces import formats, regions
+from spaces.outputs import Outputs
+from spaces.space import Space, load_space
 from tools.errors import Problem
 
 T, SHAPE = 11, (4, 5, 3)
@@ -214,7 +214,7 @@ def test_tables_of_regions(tmp_path, suffix, separator):
 def test_cifti(tmp_path, axis):
     kind = ".dtseries.nii" if isinstance(axis, BrainModelAxis) else ".ptseries.nii"
     x = np.random.default_rng(0).standard_normal((T, len(axis))).astype(np.float32)
-    Space(axis, kind).save_series(f"{tmp_path}/run-1_bold", x, 0.8, 0.0)
+    formats.save_series(Space(axis, kind), f"{tmp_path}/run-1_bold", x, 0.8, 0.0)
     path = tmp_path / f"run-1_bold{kind}"
     bold = opened(path)
     check_frames(bold, x)
@@ -261,7 +261,7 @@ def labelled(path, axis, numbers, names):
 def test_means_over_labels_of_grayordinates(tmp_path):
     """By place: the atlas has the vertices in another order, and one that the frames have not."""
     x = np.random.default_rng(0).standard_normal((T, 16)).astype(np.float32)
-    Space(models(), ".dtseries.nii").save_series(f"{tmp_path}/run-1_bold", x, 0.8, 0.0)
+    formats.save_series(Space(models(), ".dtseries.nii"), f"{tmp_path}/run-1_bold", x, 0.8, 0.0)
     axis = BrainModelAxis.from_surface([19, 4, 3, 2], 20, "CortexLeft")
     path = labelled(tmp_path / "x.dlabel.nii", axis, [5, 9, 5, 9], {5: "B", 9: "A", 11: "far"})
     bold = opened(tmp_path / "run-1_bold.dtseries.nii", atlas=path)
@@ -309,7 +309,7 @@ def test_what_is_written_is_read_again(tmp_path, mask, kind):
     assert load_space(str(tmp_path / "nothing")) is None
 
     x = np.random.default_rng(0).standard_normal((T, len(space))).astype(np.float32)
-    again.save_series(f"{tmp_path}/run-1_desc-recon_bold", x, 0.4, 3.2)
+    formats.save_series(again, f"{tmp_path}/run-1_desc-recon_bold", x, 0.4, 3.2)
     infix = "hemi-L_" if kind == ".func.gii" else ""
     path = tmp_path / f"run-1_{infix}desc-recon_bold{kind}"
     bold = opened(path, mask=mask[0])
@@ -317,7 +317,7 @@ def test_what_is_written_is_read_again(tmp_path, mask, kind):
     assert bold.space == space
     assert bold.tr is None if kind in (".func.gii", ".tsv") else bold.tr == pytest.approx(0.4)
 
-    again.save_maps(f"{tmp_path}/desc-r_statmap", {"r": x[0], "MSE": x[1]})
+    formats.save_maps(again, f"{tmp_path}/desc-r_statmap", {"r": x[0], "MSE": x[1]})
     assert json.loads((tmp_path / "desc-r_statmap.json").read_text()) == {"Maps": ["r", "MSE"]}
     suffix = kind.replace("tseries", "scalar")
     path = tmp_path / f"{infix}desc-r_statmap{suffix}"
@@ -341,9 +341,8 @@ def test_what_is_written_is_read_again(tmp_path, mask, kind):
 
 
 def test_units_of_volumes(tmp_path, mask):
-    Space(spaces(mask[1])[".nii.gz"], ".nii.gz").save_series(
-        f"{tmp_path}/x", np.ones((2, 22)), 2, 0
-    )
+    space = Space(spaces(mask[1])[".nii.gz"], ".nii.gz")
+    formats.save_series(space, f"{tmp_path}/x", np.ones((2, 22)), 2, 0)
     header = nib.load(tmp_path / "x.nii.gz").header
     assert header.get_xyzt_units() == ("mm", "sec")
     np.testing.assert_allclose(header.get_zooms(), (2, 2.5, 3, 2))

@@ -6,7 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from recordings import cifti, confounds
+from recordings import bold as bold_files
+from recordings import confounds
 from tools import errors
 
 T, TR = 150, 1.1  # volumes, seconds
@@ -196,10 +197,11 @@ def test_bad_volumes_have_no_say(path, bold):
 def test_a_cifti_file_is_cleaned_as_it_is_read(session):
     folder, _, raw = session
     path = str(folder / "run-1_bold.dtseries.nii")
-    bold, tr, _ = cifti.open_bold(path)
-    matrix, good, _ = confounds.design(None, flags(high_pass=16.0), 50, tr)
+    none = argparse.Namespace(mask=None, atlas=None, labels=None)
+    run = bold_files.open_bold([path], none)
+    matrix, good, _ = confounds.design(None, flags(high_pass=16.0), 50, run.tr)
     good[[0, 20]] = False
-    clean = confounds.cleaned(lambda rows: cifti.read_bold(path, bold, rows), matrix, good, 16)
+    clean = confounds.cleaned(run.read, matrix, good, 16)
     wanted = by_hand(raw[0].astype(float), matrix, good)
     for rows in (slice(0, 20), slice(20, 50)):
         np.testing.assert_allclose(clean(rows), wanted[rows], atol=2e-6)

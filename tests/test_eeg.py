@@ -17,7 +17,7 @@ FS = 250  # Hz
 TR = 0.8  # s: 200 samples
 NAMES = ["Fp1", "Fp2", "Cz", "ECG", "O1", "O2"]
 FLAGS = ("fs", "channels", "band", "notch", "resample", "reference")
-FLAGS += ("trigger", "start", "volumes", "skip")
+FLAGS += ("trigger", "start", "skip")
 
 
 def given(**flags):
@@ -351,11 +351,6 @@ def test_without_triggers_volumes_follow_the_start(tmp_path):
     np.testing.assert_allclose(eeg.volume_onsets(found, given(), 20, TR), 200 * np.arange(20))
     late = given(start=-TR)  # the EEG starts one TR after the first volume
     np.testing.assert_allclose(eeg.volume_onsets(found, late, 20, TR), 200 * np.arange(20) - 200)
-    np.testing.assert_allclose(eeg.volume_onsets(found, given(volumes=5), None, TR)[-1], 800)
-    with pytest.raises(Problem, match="--volumes is missing"):
-        eeg.volume_onsets(found, given(), None, TR)
-    with pytest.raises(Problem, match="--volumes 5: .*20"):
-        eeg.volume_onsets(found, given(volumes=5), 20, TR)
 
 
 # ---- Channels --------------------------------------------------------------------------

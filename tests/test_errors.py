@@ -17,7 +17,7 @@ from conftest import HERE, SMALL, TINY, contents, read_json, run
 import data
 import sample as sampling
 import train
-from recordings import spaces
+from spaces import space as spaces
 from tools import errors
 from tools import run as training_run
 
@@ -193,7 +193,7 @@ CASES = {
     "no such files": (
         data,
         lambda t, m: ["--bold", "none*", "--eeg", "none*", "--out", f"{t}/out"],
-        ["none*", "0 files"],
+        ["--bold none*", "finds no file"],
     ),
     "empty folders": (data, lambda t, m: folders(t, 0), ["fmri has 0 files", "share a number"]),
     "a folder and a file": (
@@ -201,7 +201,11 @@ CASES = {
         lambda t, m: ["--bold", f"{t}", "--eeg", f"{t}/x.npy", "--out", f"{t}/out"],
         ["x.npy", "folder"],
     ),
-    "a run without EEG": (data, lambda t, m: [raw(t), os.remove(t / EEG1)][0], ["2 files", "1"]),
+    "a run without EEG": (
+        data,
+        lambda t, m: [raw(t), os.remove(t / EEG1)][0],
+        ["run-1_bold", "partner"],
+    ),
     "BOLD cut short, .npy": (
         data,
         lambda t, m: replaced(
@@ -360,7 +364,7 @@ CASES = {
     "runs that lack each other": (
         data,
         lambda t, m: [*raw(t), os.rename(t / EEG1, t / "run-3_eeg.npy")][:-1],
-        ["run 1 and run 2"],
+        ["run-1_bold", "run-3_eeg", "without a partner"],
     ),
     "values beyond float32": (
         data,

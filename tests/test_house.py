@@ -38,7 +38,7 @@ def imported(path):
             names |= {alias.name.split(".")[0] for alias in node.names}
         if isinstance(node, ast.ImportFrom) and node.level == 0:
             names.add(node.module.split(".")[0])
-    places = "beyond", "recordings", "reports", "tools"
+    places = "beyond", "recordings", "spaces", "tools"
     return names & {"neuroframes", "data", "train", "sample", *places}
 
 
@@ -46,10 +46,10 @@ ALLOWED = {
     "neuroframes.py": set(),
     "data.py": {"tools", "recordings"},
     "train.py": {"neuroframes", "data", "tools", "beyond"},
-    "sample.py": {"neuroframes", "data", "tools", "beyond", "reports"},
+    "sample.py": {"neuroframes", "data", "tools", "beyond", "spaces"},
     "beyond": {"neuroframes"},
-    "recordings": {"tools"},
-    "reports": {"tools", "recordings"},
+    "recordings": {"tools", "spaces"},
+    "spaces": {"tools"},
     "tools": set(),
 }
 

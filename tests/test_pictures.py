@@ -8,9 +8,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from reports import pictures
-from reports.outputs import Outputs
-from reports.surfaces import Surfaces
+from spaces import pictures
+from spaces.outputs import Outputs
+from spaces.surfaces import Surfaces
 from tools import errors
 
 # ---- Vertices by time ------------------------------------------------------------------

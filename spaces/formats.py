@@ -8,8 +8,9 @@ import nibabel as nib
 import numpy as np
 from nibabel.cifti2 import ScalarAxis, SeriesAxis
 
-from recordings.spaces import SIDES, save_cifti
 from tools import files
+
+from .space import SIDES, save_cifti
 
 
 def save_series(space, path, frames, tr, start):

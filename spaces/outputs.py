@@ -5,11 +5,11 @@ import os
 import numpy as np
 from nibabel.cifti2 import BrainModelAxis
 
-from recordings.spaces import load_space
 from tools import files
 from tools.errors import fail
 
 from . import formats, pictures
+from .space import load_space
 from .surfaces import Surfaces
 
 # What is written of each test stretch: {array: what it is}.

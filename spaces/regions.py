@@ -12,76 +12,21 @@ from nibabel.cifti2 import BrainModelAxis, ScalarAxis
 from tools import files
 from tools.errors import fail
 
-from .spaces import Space, load
+from .space import Space, load
 
 # Parcels of HCP MMP 1.0 whose sizes add up to the paper's regions exactly: 8,405 grayordinates for
 # its "V1" (which is far more than V1, so we call it visual) and 18,946 for its "V1+A1".
-VISUAL = [
-    "V1",
-    "V2",
-    "V3",
-    "V3A",
-    "V3B",
-    "V3CD",
-    "V4",
-    "LO1",
-    "LO2",
-    "LO3",
-    "PIT",
-    "V4t",
-    "V6",
-    "V6A",
-    "V7",
-    "V8",
-    "PH",
-    "FFC",
-    "IP0",
-    "MT",
-    "MST",
-    "FST",
-    "VVC",
-    "VMV1",
-    "VMV2",
-    "VMV3",
-    "PHA1",
-    "PHA2",
-    "PHA3",
-]
-AUDIO = [
-    "4",
-    "IPS1",
-    "A1",
-    "7Pm",
-    "7m",
-    "7AL",
-    "7Am",
-    "7PL",
-    "7PC",
-    "8BM",
-    "p32",
-    "47m",
-    "8Av",
-    "8Ad",
-    "9p",
-    "10d",
-    "8C",
-    "44",
-    "45",
-    "46",
-    "9a",
-    "10v",
-    "STGa",
-    "STSda",
-    "STSdp",
-    "STSvp",
-    "TPOJ1",
-    "TPOJ2",
-    "TPOJ3",
-    "PGp",
-]
+VISUAL = (
+    "V1 V2 V3 V3A V3B V3CD V4 LO1 LO2 LO3 PIT V4t V6 V6A V7 V8 PH FFC IP0 MT MST FST VVC "
+    "VMV1 VMV2 VMV3 PHA1 PHA2 PHA3"
+)
+AUDIO = (
+    "4 IPS1 A1 7Pm 7m 7AL 7Am 7PL 7PC 8BM p32 47m 8Av 8Ad 9p 10d 8C 44 45 46 9a 10v STGa "
+    "STSda STSdp STSvp TPOJ1 TPOJ2 TPOJ3 PGp"
+)
 REGIONS = {
-    "visual": [f"{side}_{parcel}" for side in "LR" for parcel in VISUAL],
-    "visual+audio": [f"{side}_{parcel}" for side in "LR" for parcel in VISUAL + AUDIO]
+    "visual": [f"{side}_{parcel}" for side in "LR" for parcel in VISUAL.split()],
+    "visual+audio": [f"{side}_{parcel}" for side in "LR" for parcel in f"{VISUAL} {AUDIO}".split()]
     + ["R_s32", "R_STSva"],
 }
 
