@@ -267,6 +267,13 @@ class Subject:
         volume = self.meta["first_volume"][run] + frame - self.runs[run][0]
         return run + 1, volume * self.tr
 
+    def split_by_names(self, flags):
+        """Use the runs that flags {"test", "val"} name for that, and the others for training."""
+        if flags.get("test") or flags.get("val"):
+            from recordings import splits
+
+            self.meta["split"] = splits.by_names(self, flags)
+
     def segments(self, split, validation=True):
         """Stretches [start, stop) of consecutive frames of one run in `split`: train, val or test.
 
@@ -464,20 +471,20 @@ def timeline(segments, K, of_frame):
 # ---- 4. The command --------------------------------------------------------------------
 
 
+def add_flags(add):
+    """Those of train.py that say what is for what."""
+    add("--test", nargs="+", metavar="RUN", help="test runs by name: ses-2, task-rest_run-3")
+    add("--val", nargs="+", metavar="RUN", help="the same of validation runs")
+
+
 @script
 def main(argv=None):
     import recordings
+    from recordings import splits
 
     a = recordings.parse(argv)
     for folder in recordings.prepare(a, eeg_windows):
-        subject = Subject(folder)
-        (T, V), (_, C, W) = subject.fmri.shape, subject.eeg.shape
-        print(f"{folder}: {T:,} frames x {V:,} vertices, EEG {C} x {W}, TR {subject.tr:g} s")
-        for split in ("train", "val", "test"):
-            found = subject.segments(split)
-            print(f"  {split:5} {sum(b - a for a, b in found):6,} frames, stretches: {len(found)}")
-        # Two subjects with one checksum are one: this has happened in a public release.
-        print("  checksums " + ", ".join(f"{k} {v}" for k, v in subject.meta["checksums"].items()))
+        splits.tell(Subject(folder))
 
 
 if __name__ == "__main__":

@@ -127,7 +127,8 @@ class Study:
         self.settings, self.device = ckpt["settings"], where
         self.measured = ckpt.get("measured")  # for beyond/, on frames of training and validation
         self.subject = data.Subject(a.data or ckpt["subject"])
-        check_fits(self.subject, ckpt, a.ckpt)
+        if check_fits(self.subject, ckpt, a.ckpt):  # the runs that train.py was told to leave out
+            self.subject.split_by_names(self.settings)
         validation = not self.settings["no_validation"]
         self.splits = {s: self.subject.segments(s, validation) for s in ("train", "val", "test")}
         check_splits(self, a)

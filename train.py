@@ -38,7 +38,7 @@ from tqdm import tqdm
 import data
 from neuroframes import LinearAutoencoder, NeuroFrames
 from tools import checkpoints, device, large, memory, processes
-from tools.checks import blaming, check_training, fill, note_doubts, settle_training
+from tools.checks import blaming, check_training, fill, settle_training
 from tools.errors import Parser, named, script
 from tools.ranks import RANK, WORLD
 from tools.run import Run
@@ -113,6 +113,7 @@ def parse(argv=None):
     add("--seed", type=int, default=0, help="of weights, windows and noise (default: 0)")
     add("--resume", action="store_true", help="go on from OUT/last.pt, bit for bit on CPU")
     device.add_flag(add)
+    data.add_flags(add)
     if beyond:
         beyond.add_training_flags(add)
     a = p.parse_args(argv)
@@ -151,7 +152,7 @@ def encode_all(autoencoder, subject, normaliser, where, block=128):
     """Latents [T,d] of every frame: with them cached, V never appears in the loop."""
     spans = [slice(i, i + block) for i in range(0, len(subject.fmri), block)]
     z = []
-    for span in tqdm(spans, desc="encoding", unit="block", disable=len(spans) < 50):
+    for span in tqdm(spans, desc="encoding", disable=len(spans) < 50):
         x = torch.from_numpy(normaliser.zscore(subject.fmri[span])).to(where)
         z.append(autoencoder.encode(x))
     return torch.cat(z)
@@ -288,14 +289,14 @@ def open_subject(a, run):
     folder = a.data or data.ready(a.out)
     processes.barrier()
     subject = data.Subject(folder)
+    subject.split_by_names(vars(a))  # if --test or --val name runs
     run.check_data(subject)
     splits = {s: subject.segments(s, validation=not a.no_validation) for s in ("train", "val")}
-    check_training(a, subject, splits["train"])
     rows = np.concatenate([np.arange(low, high) for low, high in splits["train"]])
     if a.preset == "auto":
         beyond.auto.choose(a, subject, len(rows), SIZES["small"])
     choose_sizes(a, len(rows))
-    note_doubts(a, subject, len(rows), ENOUGH)  # what may disappoint is said before, not after
+    check_training(a, subject, splits["train"], ENOUGH)
     return subject, splits, rows
 
 

@@ -4,8 +4,9 @@ pairs.py      which files are of one run
 eeg.py        continuous EEG, its channels and triggers
 bold.py       BOLD as CIFTI-2, NIfTI, GIFTI or tables
 confounds.py  motion and the like taken out
-runs.py       all of these, run by run               -> a prepared subject
+runs.py       all of these, run by run                -> a prepared subject
 folders.py    one file a frame, as CineBrain has them -> a prepared subject
+splits.py     which runs are for training, validation and test
 """
 
 import os

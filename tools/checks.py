@@ -81,21 +81,20 @@ def fill(a, recipe):
             setattr(a, name, value)
 
 
-def check_training(a, subject, segments):
-    """Fail if a subject's values are none, or its training segments shorter than --frames."""
+def check_training(a, subject, segments, enough):
+    """Fail if a subject's values are none, or its training segments shorter than --frames. And what
+    is allowed, but perhaps not meant, is said before training, not after. enough: frames for the
+    paper's sizes."""
     check_values(subject)
-    if a.frames > max((high - low for low, high in segments), default=0):
+    lengths = [high - low for low, high in segments]
+    if a.frames > max(lengths, default=0):
         found = f"no training stretch of {subject.folder} is that long"
         fail(f"--frames {a.frames}: {found}; lower it, or look at its split")
-
-
-def note_doubts(a, subject, frames, enough):
-    """Say what is allowed, but perhaps not meant, of train.py's flags a. frames: how many there
-    are to train on; enough: for the paper's sizes."""
-    if a.preset == "paper" and frames < enough:
+    if a.preset == "paper" and sum(lengths) < enough:
         say(
             f"--preset paper: the paper's sizes are for {enough:,} training frames and more; for "
-            f"{frames:,} smaller ones: width {a.width}, depth {a.depth}, {a.latent_dim} latents"
+            f"{sum(lengths):,} smaller ones: width {a.width}, depth {a.depth}, {a.latent_dim} "
+            "latents"
         )
     if not subject.segments("test"):
         say(f"note: {subject.folder} has no test frames (a single run?): nothing to score")
@@ -284,7 +283,7 @@ def check_subject(subject):
 
 def check_fits(subject, ckpt, path):
     """Fail if the checkpoint of this path cannot be used on a data.Subject; say so if it was
-    trained on another."""
+    trained on another, and return whether it was not."""
     found = (subject.fmri.shape[1], *subject.eeg.shape[1:])  # V, C, W
     config = ckpt["config"]
     trained = (len(ckpt["normaliser"]["mean"]), config["channels"], config["samples"])
@@ -294,12 +293,14 @@ def check_fits(subject, ckpt, path):
             f"samples a frame; {path} was trained on {trained[0]:,}, {trained[1]} and "
             f"{trained[2]}: prepare it with the same space, --channels and --fs, or train on it"
         )
-    if subject.meta["checksums"] != ckpt["checksums"]:
+    same = subject.meta["checksums"] == ckpt["checksums"]
+    if not same:
         print(
             f"note: {path} was not trained on {subject.folder}; its test runs may not be unseen",
             file=sys.stderr,
         )
     check_values(subject)
+    return same
 
 
 def check_values(subject, block=256):
