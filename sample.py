@@ -399,7 +399,10 @@ def run(a, where, folder, on_guess):
         spread.fit_scale(reconstruct(sampler, timeline, "val"))
 
     timeline = data.timeline(study.splits["test"], a.frames, of_frame)
-    results = report.Results(a, study, timeline, seen, frame_scores, folder)
+    kind = report.Results
+    if study.subject.meta.get("eeg_alone"):  # there is no truth to score by
+        from spaces.unscored import Unscored as kind
+    results = kind(a, study, timeline, seen, frame_scores, folder)
     outputs = None
     if study.subject.space is not None or a.plot:  # the lab's own formats, and pictures
         from spaces.outputs import Outputs
@@ -438,8 +441,8 @@ def main(argv=None, on_guess=lambda method, places, x_hat: None):
     out = os.path.join(a.out or os.path.dirname(a.ckpt) or ".", mode)
     with memory.advice(where, a, "batch_size", "samples"), files.whole(out) as folder:
         summary = run(a, where, folder, on_guess)
-    if RANK == 0:
-        report.show(*summary)  # once the result is in its place
+    if summary:  # of the first process, once the result is in its place
+        report.show(*summary)
     say(f"wrote {out} in {time.time() - began:.1f} s")
     processes.part()
 

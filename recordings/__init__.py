@@ -14,14 +14,15 @@ import os
 from tools.checks import check_positive, check_range
 from tools.errors import Parser, fail, named
 
-from . import folders, runs
+from . import alone, folders, runs
 
 
 def parse(argv=None):
     p = Parser(description="Prepare EEG and fMRI, of one person or several, for train.py.")
     add = p.add_argument
     files = {"nargs": "+", "metavar": "FILE"}
-    add("--bold", required=True, **files, help="a file a run, patterns too; or a folder of frames")
+    add("--bold", **files, help="a file a run, patterns too; or a folder of frames")
+    add("--like", help="in place of --bold: EEG alone, for a model of this prepared subject")
     add("--eeg", required=True, **files, help="a file a run, patterns too; or a folder of windows")
     add("--out", type=named, required=True, help="folder to write; several people: 'DIR/{sub}'")
     add("--by-order", action="store_true", help="pair files by order, where names do not say it")
@@ -56,11 +57,19 @@ def parse(argv=None):
     add("--frames-per-run", type=int, help="folders: a new run every N frames (CineBrain: 1350)")
     add("--space", help="folders: a .dtseries.nii of the frames' vertices, for regions and results")
     add("--split", help="folders: a CineBrain JSON of test clips")
-    a = p.parse_args(argv)
+    return settle(p.parse_args(argv))
+
+
+def settle(a):
+    """Check the flags a."""
     check_positive(a, "fs", "tr", "channels", "frames_per_run", "notch", "resample", "fd")
     check_positive(a, "high_pass")
     check_range(a, 0, 60, "delay")
-    a.folders = os.path.isdir(a.bold[0])
+    if bool(a.bold) == bool(a.like):
+        fail("--bold, --like: expected one of them: BOLD, or the subject of a model for EEG alone")
+    if a.like:
+        a.delay = alone.known(a.like)["delay"]
+    a.folders = bool(a.bold) and os.path.isdir(a.bold[0])
     if not a.folders and (a.split or a.space or a.frames_per_run):
         fail("--split, --space, --frames-per-run: are for folders of frames; --bold is none")
     if a.folders != os.path.isdir(a.eeg[0]):

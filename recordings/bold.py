@@ -18,7 +18,7 @@ import numpy as np
 from nibabel.cifti2 import BrainModelAxis, ParcelsAxis, ScalarAxis, SeriesAxis
 
 from spaces.regions import averaged
-from spaces.space import SIDES, Space, load
+from spaces.space import SIDES, Space, check_grid, load
 from tools import files
 from tools.checks import check_finite
 from tools.errors import fail
@@ -155,29 +155,6 @@ def open_nifti(path, mask):
     unit = image.header.get_xyzt_units()[1]
     tr = float(image.header.get_zooms()[3]) * {"msec": 1e-3, "usec": 1e-6}.get(unit, 1)
     return rows, (image.shape[3], len(axis)), round(tr, 6), axis  # in the header it is float32
-
-
-def common_mask(paths):
-    """A NIfTI image of the voxels that are in fMRIPrep's brain masks of all BOLD files `paths`."""
-    names = [path.replace("_desc-preproc_bold", "_desc-brain_mask") for path in paths]
-    masks = [load(name, nib.Nifti1Image) for name in names]
-    for mask in masks:
-        check_grid(mask, masks[0])
-    count = np.sum([mask.get_fdata() > 0 for mask in masks], 0)  # [x,y,z] of runs
-    common = count == len(masks)
-    print(f"--mask auto: {common.sum():,} voxels; {(count > 0).sum() - common.sum():,} dropped")
-    image = nib.Nifti1Image(np.uint8(common), masks[0].affine)
-    image.set_filename(names[0])
-    return image
-
-
-def check_grid(image, other):
-    same = image.shape[:3] == other.shape[:3]
-    if not same or not np.allclose(image.affine, other.affine, atol=1e-3):
-        fail(
-            f"{image.get_filename()}: its grid, {image.shape[:3]} voxels, is not that of "
-            f"{other.get_filename()}, {other.shape[:3]}, or lies elsewhere; expected one grid"
-        )
 
 
 READERS = {

@@ -228,8 +228,6 @@ def check_continuous(recording, starts, W):
     broken = np.zeros(len(starts), bool)
     for start, stop in recording.breaks:
         broken |= (starts < stop) & (starts + W > start)
-    if broken.any():
-        print(f"{recording.path}: {broken.sum()} windows hold a break, and are left out")
     return broken
 
 
@@ -290,18 +288,17 @@ def interpolation(path, names, have, places):
 
 
 def gradient_peaks(recording, tr):
-    """A line if power stands at multiples of 1/TR, as the MR gradients leave it; else None."""
+    """Say if power stands at multiples of 1/TR, as the MR gradients leave it."""
     N = round(8 * tr * recording.fs)  # samples: every 8th frequency is a multiple of 1/TR
     if recording.samples < N:
-        return None
+        return
     starts = np.linspace(0, recording.samples - N, 20).astype(int)
     windows = (recording.read(start, start + N) * np.hanning(N) for start in starts)
     power = sum(np.abs(np.fft.rfft(window)) ** 2 for window in windows)  # [C,frequencies]
     peaks = np.arange(8, min(40 * 8 * tr, N // 2 - 4), 8).astype(int)  # up to 40 Hz
     beside = (power[:, peaks - 4] + power[:, peaks + 4]) / 2
-    if np.mean(power[:, peaks] > 10 * beside) <= 0.5:  # their median ratio
-        return None
-    return (
-        f"{recording.path}: power at multiples of 1/TR ({1 / tr:g} Hz) is over 10 times that "
-        "beside: are MR gradient artefacts still in? Correct them first"
-    )
+    if np.mean(power[:, peaks] > 10 * beside) > 0.5:  # their median ratio
+        print(
+            f"note: {recording.path}: power at multiples of 1/TR ({1 / tr:g} Hz) is over 10 times "
+            "that beside: are MR gradient artefacts still in? Correct them first"
+        )

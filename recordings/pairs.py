@@ -92,15 +92,13 @@ def by_names(bolds, eegs):
                 found.append((bold, eeg))
                 partners[bold[0]].append(eeg)
                 partners[eeg].append(bold[0])
-    lonely = [path for path, others in partners.items() if not others]
-    if lonely:
+    wrong = [path for path, others in partners.items() if len(others) != 1]
+    if wrong:
+        listed = "; ".join(f"{path}: {', '.join(partners[path]) or 'none'}" for path in wrong)
         fail(
-            f"without a partner of the same sub, ses, task and run: {', '.join(lonely)}; leave "
-            "them out, or rename them; files whose names say nothing pair with --by-order"
+            "expected one partner of the same sub, ses, task and run of each file, found "
+            f"{listed}; narrow --bold or --eeg, or rename; names that say nothing: --by-order"
         )
-    for path, others in partners.items():
-        if len(others) > 1:
-            fail(f"{path}: goes with {', '.join(others)}; expected one: narrow --bold or --eeg")
     return found
 
 
@@ -110,10 +108,16 @@ def name_of(path):
     return said or os.path.basename(path).split(".")[0]
 
 
+def alone(a):
+    """Pairs without BOLD."""
+    paths = find("--eeg", a.eeg)
+    return [Pair(name_of(path), entities(path).get("sub", ""), [], path) for path in paths]
+
+
 def people(a):
     """[(folder to write, its Pairs)], a folder for each person."""
     found = {}
-    for pair in pairs(a):
+    for pair in alone(a) if a.like else pairs(a):
         found.setdefault(pair.sub, []).append(pair)
     if len(found) > 1 and "{sub}" not in a.out:
         listed = ", ".join(f"sub-{sub}" for sub in found)

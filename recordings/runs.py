@@ -11,11 +11,12 @@ import numpy as np
 from tqdm import tqdm
 
 from spaces import regions
+from spaces.space import common_mask
 from tools.checks import check_finite, check_tr
 from tools.errors import fail
 
-from . import confounds, eeg, pairs, prepared
-from .bold import common_mask, open_bold
+from . import alone, confounds, eeg, pairs, prepared
+from .bold import open_bold
 
 
 class Run(NamedTuple):
@@ -66,8 +67,13 @@ def prepare_one(a, folder, own, eeg_windows):
         "source": [[*map(os.path.abspath, [*run.pair.bold, run.pair.eeg])] for run in runs],
         "frames_per_run": [len(run.starts) for run in runs],
     }
+    if a.like:
+        meta |= alone.settle(a, recordings)
+        meta["split"] = {"test": list(range(sum(meta["frames_per_run"])))}
     with prepared.writing(folder, meta, V, C, round(tr * fs)) as out:
         regions.save(out, a.parcels, space, V, a.labels)
+        if a.like:
+            alone.copy_regions(a, out.folder)
         with tqdm(total=sum(len(run.starts) for run in runs), unit="frame") as bar:
             for run in runs:
                 write_run(out, run, round(tr * fs), bar)
@@ -75,14 +81,14 @@ def prepare_one(a, folder, own, eeg_windows):
 
 def look_at(a, pair, eeg_windows):
     """({what all runs must share}, Run) of a Pair."""
-    series = open_bold(pair.bold, a)
-    path = pair.bold[0]
+    recording = eeg.open_eeg(pair.eeg, a)
+    path = (pair.bold or [pair.eeg])[0]
+    series = open_bold(pair.bold, a) if pair.bold else alone.nothing(a, recording)
     tr = a.tr or series.tr or fail(f"{path}: says no TR; give it with --tr, in seconds")
     check_tr("--tr" if a.tr else path, tr)
     if a.tr and series.tr and 0.05 <= series.tr <= 20 and abs(a.tr - series.tr) > 1e-3:
         fail(f"--tr {a.tr:g}: {path} says {series.tr:g} s; leave --tr out")
     volumes, V = series.shape
-    recording = eeg.open_eeg(pair.eeg, a)
     fs = recording.fs
     if not a.trigger:
         check_lengths(path, (volumes, tr), recording, a)
@@ -108,9 +114,7 @@ def look_at(a, pair, eeg_windows):
     unnamed = 0 if recording.names else len(recording.picks)
     found = {"vertices": V, "s TR": tr, "Hz of EEG": fs, "EEG channels": unnamed}
     found["places"] = series.space
-    artefacts = eeg.gradient_peaks(recording, tr)
-    if artefacts:
-        print(f"note: {artefacts}")
+    eeg.gradient_peaks(recording, tr)
     return found, Run(pair, read, recording, first, starts, unusable, cleaned)
 
 

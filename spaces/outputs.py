@@ -40,16 +40,20 @@ class Outputs:
         arrays {"truth", "recon", "std": [T,V]} at the frames; r [2,V] over time, with the EEG and
         with shuffled EEG; missing: places of frames that were not seen whole."""
         if self.study.subject.space is not None:
-            space = load_space(self.study.subject.folder)
-            for name in SERIES.keys() & arrays:
-                self.write_series(space, folder, name)
-            self.write_maps(space, folder, arrays, r, missing)
-            self.write_about(folder)
+            self.write_all_series(folder, arrays)
+            self.write_maps(folder, arrays, r, missing)
         if self.a.plot:
             pictures.carpet(os.path.join(folder, "plot.png"), arrays, title)
         if self.surfaces:
             path = os.path.join(folder, "surfaces.png")
             self.surfaces.draw_median(path, arrays, missing, self.timeline.rows, title)
+
+    def write_all_series(self, folder, names):
+        """Of arrays of these names; and what they are."""
+        space = load_space(self.study.subject.folder)
+        for name in SERIES.keys() & names:
+            self.write_series(space, folder, name)
+        self.write_about(folder)
 
     def write_series(self, space, folder, name):
         """An array, with its points between frames, in raw units: a file for each stretch, for a
@@ -71,7 +75,7 @@ class Outputs:
             about = {"RepetitionTime": tr, "StartTime": start, "Description": SERIES[name]}
             files.save_json(f"{path}.json", {**about, "Sources": [source_of(subject.meta, run)]})
 
-    def write_maps(self, space, folder, arrays, r, missing):
+    def write_maps(self, folder, arrays, r, missing):
         """r over time, and the squared error in z-scores of what was not observed."""
         total = 0
         count = 0
@@ -81,6 +85,7 @@ class Outputs:
             count = count + (error != 0)
         mse = np.where(np.isnan(r[0]), np.nan, total / np.maximum(count, 1))
         maps = {"r": r[0], "r, shuffled EEG": r[1], "difference": r[0] - r[1], "MSE": mse}
+        space = load_space(self.study.subject.folder)
         formats.save_maps(space, f"{folder}/desc-r_statmap", maps)
 
     def write_about(self, folder):

@@ -1,4 +1,4 @@
-"""Where do the V values of a frame lie, and how are results written there, in the lab's own format?
+"""Where do the V values of a frame lie?
 
 Whatever the format, a space is an axis of CIFTI-2: such axes can name vertices of surfaces, voxels
 of a grid, and parcels. So a prepared subject has one file for all kinds, space.dscalar.nii.
@@ -68,3 +68,29 @@ def save_cifti(path, values, rows, axis):
     image.nifti_header.set_intent("NIFTI_INTENT_CONNECTIVITY_" + kind)
     nib.imageglobals.logger.setLevel(40)  # nibabel warns of voxel sizes, which CIFTI has not
     nib.save(image, path)
+
+
+# ---- Grids of voxels -------------------------------------------------------------------
+
+
+def common_mask(paths):
+    """A NIfTI image of the voxels that are in fMRIPrep's brain masks of all BOLD files `paths`."""
+    names = [path.replace("_desc-preproc_bold", "_desc-brain_mask") for path in paths]
+    masks = [load(name, nib.Nifti1Image) for name in names]
+    for mask in masks:
+        check_grid(mask, masks[0])
+    count = np.sum([mask.get_fdata() > 0 for mask in masks], 0)  # [x,y,z] of runs
+    common = count == len(masks)
+    print(f"--mask auto: {common.sum():,} voxels; {(count > 0).sum() - common.sum():,} dropped")
+    image = nib.Nifti1Image(np.uint8(common), masks[0].affine)
+    image.set_filename(names[0])
+    return image
+
+
+def check_grid(image, other):
+    same = image.shape[:3] == other.shape[:3]
+    if not same or not np.allclose(image.affine, other.affine, atol=1e-3):
+        fail(
+            f"{image.get_filename()}: its grid, {image.shape[:3]} voxels, is not that of "
+            f"{other.get_filename()}, {other.shape[:3]}, or lies elsewhere; expected one grid"
+        )

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from nibabel.cifti2 import BrainModelAxis, ParcelsAxis, ScalarAxis, SeriesAxis
 
-from recordings.bold import common_mask, open_bold
+from recordings.bold import open_bold
 from spaces import formats, regions
 from spaces.outputs import Outputs
-from spaces.space import Space, load_space
+from spaces.space import Space, common_mask, load_space
 from tools.errors import Problem
 
 T, SHAPE = 11, (4, 5, 3)

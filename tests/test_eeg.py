@@ -201,7 +201,6 @@ def test_what_is_cut_out_breaks_a_recording(tmp_path, capsys):
     starts = [1400, 1401, 1450, 1499, 1500, 1600]
     broken = eeg.check_continuous(found, starts, 100)
     assert broken.tolist() == [False, True, True, True, False, False]
-    assert "3 windows hold a break" in capsys.readouterr().out
 
 
 def test_windows_within_a_stretch_that_was_skipped(tmp_path):
@@ -456,18 +455,19 @@ def resting(seed, seconds=120, tr=TR):
 
 
 @pytest.mark.parametrize("tr", [0.8, 2.0, 2.16])
-def test_gradient_artefacts_are_noticed_and_nothing_else(tmp_path, tr):
+def test_gradient_artefacts_are_noticed_and_nothing_else(tmp_path, capsys, tr):
     def noticed(values):
         np.save(tmp_path / "eeg.npy", values)
-        return eeg.gradient_peaks(eeg.open_eeg(str(tmp_path / "eeg.npy"), given(fs=FS)), tr)
+        eeg.gradient_peaks(eeg.open_eeg(str(tmp_path / "eeg.npy"), given(fs=FS)), tr)
+        return capsys.readouterr().out
 
     values = resting(0)
-    assert noticed(values) is None
-    assert noticed(np.vstack([values, np.zeros(values.shape[1])])) is None  # a flat channel
+    assert not noticed(values)
+    assert not noticed(np.vstack([values, np.zeros(values.shape[1])]))  # a flat channel
     t = np.arange(values.shape[1]) / FS % tr
     bursts = np.random.default_rng(3).standard_normal(round(tr * FS) + 1)  # the same in each volume
     artefact = bursts[(t * FS).astype(int)]
     line = noticed(values + 200 * artefact)
     assert line and "eeg.npy" in line and re.search(r"1/TR", line)
-    assert noticed(values + 0.01 * artefact) is None
-    assert noticed(values[:, : round(4 * tr * FS)]) is None  # too short to tell
+    assert not noticed(values + 0.01 * artefact)
+    assert not noticed(values[:, : round(4 * tr * FS)])  # too short to tell

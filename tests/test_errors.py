@@ -364,7 +364,7 @@ CASES = {
     "runs that lack each other": (
         data,
         lambda t, m: [*raw(t), os.rename(t / EEG1, t / "run-3_eeg.npy")][:-1],
-        ["run-1_bold", "run-3_eeg", "without a partner"],
+        ["run-1_bold", "run-3_eeg", "expected one partner"],
     ),
     "values beyond float32": (
         data,

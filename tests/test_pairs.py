@@ -15,7 +15,7 @@ def flags(tmp_path, bold, eeg, **other):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     given = {"bold": [str(tmp_path / "**/*bold*")], "eeg": [str(tmp_path / "**/*eeg*")]}
-    return types.SimpleNamespace(**given | {"by_order": False, "out": "out"} | other)
+    return types.SimpleNamespace(**given | {"by_order": False, "like": None, "out": "out"} | other)
 
 
 def found(a):
@@ -53,8 +53,8 @@ def test_hemispheres_are_one_run(tmp_path):
         (["task-a_bold.npy", "task-b_bold.npy"], ["task-b_eeg.npy", "task-c_eeg.npy"], "task-a"),
         (["run-1_bold.npy"], ["run-1_eeg.npy", "run-2_eeg.npy"], "run-2_eeg.npy"),
         (["one_bold.npy", "two_bold.npy"], ["one_eeg.npy", "two_eeg.npy"], "--by-order"),
-        (["run-1_bold.npy"], ["run-1_eeg.npy", "run-1_acq-x_eeg.npy"], "goes with"),
-        (["run-1_bold.npy", "run-1_x_bold.npy"], ["run-1_eeg.npy"], "goes with"),
+        (["run-1_bold.npy"], ["run-1_eeg.npy", "run-1_acq-x_eeg.npy"], "expected one partner"),
+        (["run-1_bold.npy", "run-1_x_bold.npy"], ["run-1_eeg.npy"], "expected one partner"),
         (["sub-1_run-1_bold.npy"], ["sub-2_run-1_eeg.npy", "sub-1_run-1_eeg.npy"], "sub-2"),
     ],
 )

@@ -197,3 +197,50 @@ def test_tables_of_regions_by_the_start(tmp_path, monkeypatch):
     command(monkeypatch, sample, "--ckpt", tmp_path / "out/ckpt.pt")
     table = (tmp_path / "out/direct/run-3_desc-recon_bold.tsv").read_text().splitlines()
     assert table[0].split("\t") == ["V1", "M1", "A1"] and len(table) == 1 + VOLUMES - 6
+
+
+def test_eeg_without_fmri(fmriprep, monkeypatch, capsys):
+    """Reconstructed as if it were the test of the subject that the model was trained on."""
+    root, _, truth = fmriprep
+    band = "--band", 1, 40
+    subject = prepared(monkeypatch, root, *band)
+    out = root / "out"
+    command(monkeypatch, train, "--data", subject.folder, *CLOSED, "--out", out)
+    command(monkeypatch, sample, "--ckpt", out / "ckpt.pt", "--out", out / "with")
+    # The EEG of the last run, from its first volume on.
+    where = "--eeg", root / "sub-01/eeg/*talk*.vhdr", "--like", subject.folder, "--out"
+    onsets = truth[2][3]
+    command(monkeypatch, data, *where, root / "alone", *band, "--start", onsets[0] / FS)
+    capsys.readouterr()
+    command(monkeypatch, sample, "--ckpt", out / "ckpt.pt", "--data", root / "alone")
+    said = capsys.readouterr().out
+    assert "nothing to score" in said and "mean training frame" not in said
+    alone = data.Subject(str(root / "alone"))
+    assert alone.segments("test") == [(0, len(alone.fmri))] and not alone.segments("train")
+    eeg = alone.eeg[:50]
+    expected = subject.eeg[slice(*subject.runs[2])]
+    assert np.corrcoef(eeg[1].ravel(), expected[1].ravel())[0, 1] > 0.7  # triggers: a sample off
+
+    written = {path.name for path in (out / "direct").iterdir()}
+    name = "sub-01_task-talk_run-3_desc"
+    assert {f"{name}-recon_bold.nii.gz", f"{name}-std_bold.nii.gz", "frames.tsv"} <= written
+    assert not {"truth.npy", "metrics.json", f"{name}-truth_bold.nii.gz"} & written
+    recon = np.load(out / "direct/recon.npy")
+    image = nib.load(out / f"direct/{name}-recon_bold.nii.gz").get_fdata()
+    raw = image[tuple(alone.space.voxel.T)].T
+    normaliser = data.Normaliser.measure(subject, subject.runs[:2])
+    np.testing.assert_allclose(raw, normaliser.raw(recon), rtol=1e-4)
+
+
+def test_eeg_alone_that_a_model_does_not_know(fmriprep, monkeypatch, capsys):
+    root, _, _ = fmriprep
+    subject = prepared(monkeypatch, root)
+    where = "--eeg", root / "sub-01/eeg/*talk*.vhdr", "--like", subject.folder, "--out"
+    command(monkeypatch, train, "--data", subject.folder, *CLOSED, "--out", root / "out")
+    command(monkeypatch, data, *where, root / "alone")
+    flags = "--ckpt", root / "out/ckpt.pt", "--data", root / "alone", "--interrecon"
+    cases = [(sample, flags, "is EEG alone"), (data, (*where, "x", "--resample", 50), "50 samples")]
+    for module, given, words in cases:
+        with pytest.raises(SystemExit):
+            command(monkeypatch, module, *given)
+        assert words in capsys.readouterr().err

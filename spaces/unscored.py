@@ -1,0 +1,37 @@
+"""Results for EEG without fMRI: what the model says, and how sure it is. There is no truth."""
+
+import os
+
+import numpy as np
+
+from tools import files
+from tools.errors import fail
+from tools.ranks import say
+from tools.report import Results
+
+
+class Unscored(Results):
+    """As report.Results, which sample.py hands frames, truth and guesses: of zeros, as truth."""
+
+    def __init__(self, a, study, *how):
+        super().__init__(a, study, *how)
+        self.scores = self
+        for flag in ("interrecon", "plot", "surfaces"):
+            if getattr(a, flag):
+                fail(f"--{flag}: {study.subject.folder} is EEG alone, without any frame; leave it")
+
+    def add(self, *guess):
+        """In place of Scores.add."""
+
+    def finish(self, spread, outputs, look_back):
+        """recon.npy, std.npy and frames.npy; and the first two in the recording's own format."""
+        arrays = {name: writer.close() for name, writer in self.writers.items()}
+        for name in ("truth", "shuffled"):
+            arrays.pop(name, None)
+            os.remove(self.path(f"{name}.npy"))
+        points = len(arrays["recon"]) // len(self.timeline.rows)
+        rows = self.timeline.rows[:, None] + np.arange(points) / points
+        files.save_array(self.path("frames.npy"), rows.ravel())
+        if outputs:
+            outputs.write_all_series(self.folder, arrays)
+        say(f"EEG alone: {len(self.timeline.rows):,} frames, nothing to score them by")
