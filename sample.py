@@ -70,6 +70,10 @@ from tools.errors import Parser, named, script
 from tools.ranks import RANK, say
 
 try:
+    import spaces
+except ModuleNotFoundError:  # results as .npy alone
+    spaces = None
+try:
     import beyond
 except ModuleNotFoundError:  # the five scripts alone: the paper's method, without chapters
     beyond = None
@@ -93,7 +97,8 @@ def parse(argv=None):
     add("--batch-size", type=int, default=16, help="windows at a time; lower it if memory runs out")
     add("--seed", type=int, default=0, help="of the noise (default: 0)")
     device.add_flag(add)
-    report.add_flags(add)
+    if spaces:
+        spaces.add_flags(add)
     if beyond:
         beyond.add_sampling_flags(add)
     a = p.parse_args(argv)
@@ -401,13 +406,10 @@ def run(a, where, folder, on_guess):
     timeline = data.timeline(study.splits["test"], a.frames, of_frame)
     kind = report.Results
     if study.subject.meta.get("eeg_alone"):  # there is no truth to score by
-        from spaces.unscored import Unscored as kind
+        kind = spaces.Unscored
     results = kind(a, study, timeline, seen, frame_scores, folder)
-    outputs = None
-    if study.subject.space is not None or a.plot:  # the lab's own formats, and pictures
-        from spaces.outputs import Outputs
-
-        outputs = Outputs(a, study, timeline)
+    # The lab's own formats, and pictures.
+    outputs = spaces.Outputs(a, study, timeline) if spaces else None
     for places, x, mask, drawn in reconstruct(sampler, timeline, "test"):
         mean, std, first = drawn["neuroframes"]
         if spread:

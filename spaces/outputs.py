@@ -1,5 +1,6 @@
 """Results in the lab's own format, as a BIDS derivative, and pictures of them."""
 
+import importlib.util
 import os
 
 import numpy as np
@@ -8,7 +9,7 @@ from nibabel.cifti2 import BrainModelAxis
 from tools import files
 from tools.errors import fail
 
-from . import formats, pictures
+from . import formats, page, pictures
 from .space import load_space
 from .surfaces import Surfaces
 
@@ -32,7 +33,11 @@ class Outputs:
         if a.surfaces:
             subject = study.subject
             if not isinstance(subject.space, BrainModelAxis):
-                fail(f"--surfaces: {subject.folder} is of parcels, which are not drawn; leave it")
+                fail(
+                    f"--surfaces: {subject.folder} is of parcels, or has no space.dscalar.nii, so "
+                    "that nobody knows where its vertices lie; leave it, or prepare it from "
+                    ".dtseries.nii files"
+                )
             self.surfaces = Surfaces(a.surfaces, subject.space, subject.folder)
 
     def write(self, folder, arrays, r, missing, title):
@@ -44,6 +49,8 @@ class Outputs:
             self.write_maps(folder, arrays, r, missing)
         if self.a.plot:
             pictures.carpet(os.path.join(folder, "plot.png"), arrays, title)
+        if importlib.util.find_spec("matplotlib"):
+            self.write_page(folder, arrays, r, title)
         if self.surfaces:
             path = os.path.join(folder, "surfaces.png")
             self.surfaces.draw_median(path, arrays, missing, self.timeline.rows, title)
@@ -88,6 +95,15 @@ class Outputs:
         space = load_space(self.study.subject.folder)
         formats.save_maps(space, f"{folder}/desc-r_statmap", maps)
 
+    def write_page(self, folder, arrays, r, title):
+        """report.html."""
+        subject = self.study.subject
+        figures = {
+            "Vertices by time": pictures.vertices_by_time(arrays, title),
+            "r over time": page.r_over_time(r, subject.space),
+        }
+        page.write(folder, subject, os.path.dirname(self.a.ckpt), figures)
+
     def write_about(self, folder):
         """dataset_description.json, and which frame each row of truth.npy is."""
         subject = self.study.subject
@@ -110,3 +126,9 @@ def source_of(meta, run):
     """The BOLD file of a run, or of all runs the folder, if they are known."""
     source = meta.get("source", [""])
     return source[run - 1][0] if isinstance(source[0], list) else source[0]
+
+
+def add_flags(add):
+    """Those of sample.py for pictures."""
+    add("--plot", action="store_true", help="draw plot.png, vertices by time (needs matplotlib)")
+    add("--surfaces", nargs=2, metavar=("LEFT", "RIGHT"), help="two .surf.gii: draw surfaces.png")

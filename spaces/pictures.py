@@ -19,8 +19,16 @@ def pyplot():
 
 
 def carpet(path, arrays, title):
-    """Vertices by time, the way fMRI people look at a run: truth, reconstruction, error, and by how
-    much samples differ. arrays: {"truth", "recon" and perhaps "std": [T,V]} in z-scores."""
+    """The picture that is drawn below, in a file."""
+    figure = vertices_by_time(arrays, title)
+    with writing(path):
+        figure.savefig(path, dpi=80)
+    pyplot().close(figure)
+
+
+def vertices_by_time(arrays, title):
+    """A figure, the way fMRI people look at a run: truth, reconstruction, error, and by how much
+    samples differ. arrays: {"truth", "recon" and perhaps "std": [T,V]} in z-scores."""
     plt = pyplot()
     V = arrays["truth"].shape[1]
     rows = np.linspace(0, V - 1, min(V, 200)).astype(int)
@@ -46,6 +54,4 @@ def carpet(path, arrays, title):
             figure.colorbar(image, ax=[axis], label="std", aspect=10)
     axes[0].set(title=title)
     axes[-1].set(xlabel="test frame")
-    with writing(path):
-        figure.savefig(path, dpi=80)
-    plt.close(figure)
+    return figure

@@ -374,6 +374,7 @@ def test_results_of_volumes(tmp_path, mask):
     r = np.random.default_rng(1).uniform(-1, 1, (2, 22))
     a = types.SimpleNamespace(plot=False, surfaces=None)
     outputs = Outputs(a, types.SimpleNamespace(subject=subject, normaliser=normaliser), timeline)
+    outputs.write_page = lambda *content: None
     outputs.write(str(tmp_path), arrays, r, np.arange(7), "title")
 
     names = {f"{stem}1": slice(0, 4), f"{stem}1_chunk-2": slice(4, 6), f"{stem}2": slice(6, 7)}

@@ -1,6 +1,7 @@
 """Sessions as labs have them, from their files to results in the same format, without a line of
 code of one's own. The EEG files are written by mne's tools, and skipped without them."""
 
+import importlib.util
 import json
 
 import nibabel as nib
@@ -166,6 +167,11 @@ def test_results_in_the_recordings_own_space(fmriprep, monkeypatch, capsys):
     found = image.get_fdata()[tuple(subject.space.voxel.T)].T
     np.testing.assert_allclose(found, expected, rtol=1e-4)
     assert image.header.get_zooms()[3] == np.float32(TR) and np.allclose(image.affine, AFFINE)
+    if importlib.util.find_spec("matplotlib"):
+        page = (root / "out/direct/report.html").read_text()
+        shown = json.loads((root / "out/direct/metrics.json").read_text())["scores"]["neuroframes"]
+        assert f"{shown['whole']['mse']['mean']:.3f} ±" in page and "http" not in page
+        assert page.count('<img src="data:image/png;base64,') == 3 and "run-2</td><td>test" in page
     about = json.loads((root / f"out/direct/{name}.json").read_text())
     assert about["StartTime"] == pytest.approx(subject.meta["first_volume"][1] * TR)
     with pytest.raises(SystemExit):

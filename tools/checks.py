@@ -154,11 +154,6 @@ def check_splits(study, a):
             f"{folder}: has no training frames, and {a.ckpt} does not say what they tell "
             "(--autoencoder joint, or an older version's); use a subject that has some"
         )
-    if a.surfaces and study.subject.space is None:
-        fail(
-            f"--surfaces: {folder} has no space.dscalar.nii, so that nobody knows where its "
-            "vertices lie; prepare it from .dtseries.nii files, or with --space"
-        )
 
 
 def check_observed(a, anchors, seen):

@@ -154,12 +154,6 @@ class Results:
         return found
 
 
-def add_flags(add):
-    """Those of sample.py for pictures."""
-    add("--plot", action="store_true", help="draw plot.png, vertices by time (needs matplotlib)")
-    add("--surfaces", nargs=2, metavar=("LEFT", "RIGHT"), help="two .surf.gii: draw surfaces.png")
-
-
 # ---- What is printed -------------------------------------------------------------------
 
 NAMES = {
