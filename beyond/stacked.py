@@ -67,10 +67,9 @@ def fit(model, batches):
         rows = torch.tensor([window.start for window in windows])[:, None] + frames  # [B,K]
         m = batches.expected[rows].to(z)  # [B,K,d]
         z_n = schedule.add_noise(z, n, eps)
-        signal, _ = schedule.signal_noise(n, z)  # an error in v, times this, is one in eps
         of_network = model(z_n, n, model.encoder(eeg), times)  # [B,K,d]
-        gap = (model.linear.eps(z_n, n, schedule, m, frames) - of_network) / signal  # [B,K,d]
-        missed = (eps - of_network) / signal  # [B,K,d]
+        gap = model.linear.eps(z_n, n, schedule, m, frames) - of_network  # [B,K,d]
+        missed = eps - of_network  # [B,K,d]
         places = [every.index(window) for window in windows]
         parts = torch.stack([missed * gap, gap.square()]).sum(2)  # [2,B,d]
         sums[:, level_of(n, schedule), places] = parts

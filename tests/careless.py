@@ -252,8 +252,8 @@ CHANGES = [
     (
         "EEG that is younger than its frame",
         "data.py",
-        "round((k * tr - delay) * fs)",
-        "round((k * tr + delay) * fs)",
+        "round((t - delay) * fs)",
+        "round((t + delay) * fs)",
     ),
     (
         "--paper keeps epsilon",
