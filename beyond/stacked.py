@@ -13,8 +13,8 @@ trained on:
 A latent's own share is noisy where the run is short; so it is drawn towards that of all latents
 at this level, as if a run of an average latent said so too. And where the closed form found, in all
 training runs, that the EEG tells nothing, one validation run must not be enough to believe a
-network: all shares are 1, unless they are right in windows that they were not fitted to. What it
-has learned by heart would add up over the steps of sampling.
+network: shares are 1 at all levels where they are not right in windows that they were not fitted
+to. What it has learned by heart would add up over the steps of sampling.
 
 Seam    eps_model(z_n, n)
 Source  stacking (Wolpert 1992, Breiman 1996)
@@ -78,13 +78,16 @@ def fit(model, batches):
     if not sums.any():
         return
 
-    # Does the EEG tell nothing? Then what does the network add in windows that the shares were not
-    # fitted to? If that is within two standard errors of nothing, the closed form stands alone.
     total = sums.sum(2, keepdim=True)  # [2,LEVELS,1,d]
+    model.share.copy_(share_of(total)[:, 0])
+    if model.linear.weight.any():
+        return
+
+    # The EEG tells nothing. At which levels does the network add something all the same, in windows
+    # that the shares were not fitted to? It must be three standard errors above nothing.
     others = share_of(total - sums)  # [LEVELS,windows,d]
     products, squares = sums
-    gain = ((1 - others) * ((1 + others) * squares - 2 * products)).sum((0, 2))  # [windows]
-    model.share.copy_(share_of(total)[:, 0])
-    deviation = gain.std(correction=0) / (len(gain) - 1) ** 0.5  # of one window it is not known
-    if not (model.linear.weight.any() or gain.mean() > 2 * deviation):
-        model.share.fill_(1)
+    gain = ((1 - others) * ((1 + others) * squares - 2 * products)).sum(2)  # [LEVELS,windows]
+    deviation = gain.std(1, correction=0) / (len(every) - 1) ** 0.5  # of one window it is not known
+    adds = gain.mean(1) > 3 * deviation  # [LEVELS]
+    model.share[~adds] = 1
