@@ -292,11 +292,11 @@ def open_subject(a, run):
     subject.split_by_names(vars(a))  # if --test or --val name runs
     run.check_data(subject)
     splits = {s: subject.segments(s, validation=not a.no_validation) for s in ("train", "val")}
+    check_training(a, subject, splits["train"], ENOUGH)
     rows = np.concatenate([np.arange(low, high) for low, high in splits["train"]])
     if a.preset == "auto":
         beyond.auto.choose(a, subject, len(rows), SIZES["small"])
     choose_sizes(a, len(rows))
-    check_training(a, subject, splits["train"], ENOUGH)
     return subject, splits, rows
 
 

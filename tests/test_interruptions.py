@@ -182,8 +182,8 @@ def test_a_half_prepared_subject_is_never_there(tmp_path):
     raw = tmp_path / "raw"
     raw.mkdir()
     for run in (1, 2):
-        np.save(raw / f"{run}_bold.npy", rng.standard_normal((1000, 5000), np.float32))
-        np.save(raw / f"{run}_eeg.npy", rng.standard_normal((8, 100_000), np.float32))
+        np.save(raw / f"run-{run}_bold.npy", rng.standard_normal((1000, 5000), np.float32))
+        np.save(raw / f"run-{run}_eeg.npy", rng.standard_normal((8, 100_000), np.float32))
     flags = ["--bold", f"{raw}/*_bold.npy", "--eeg", f"{raw}/*_eeg.npy", "--tr", "1", "--fs", "100"]
     out = tmp_path / "subject"
     partial = tmp_path / "subject.partial"
@@ -200,7 +200,7 @@ def test_a_half_prepared_subject_is_never_there(tmp_path):
     process = start("data.py", *flags, "--out", out)
     process.communicate()
     assert process.returncode == 0 and not partial.exists()
-    x = np.load(raw / "2_bold.npy")
+    x = np.load(raw / "run-2_bold.npy")
     assert np.array_equal(data.Subject(str(out)).fmri[-996:], x[4:])
 
 

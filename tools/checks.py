@@ -93,13 +93,10 @@ def check_training(a, subject, segments, enough):
     if a.preset == "paper" and sum(lengths) < enough:
         say(
             f"--preset paper: the paper's sizes are for {enough:,} training frames and more; for "
-            f"{sum(lengths):,} smaller ones: width {a.width}, depth {a.depth}, {a.latent_dim} "
-            "latents"
+            f"{sum(lengths):,} smaller ones are taken where no flag gives them"
         )
     if not subject.segments("test"):
         say(f"note: {subject.folder} has no test frames (a single run?): nothing to score")
-    if a.warmup >= a.steps > 0:
-        say(f"note: --warmup {a.warmup} is as long as training, {a.steps} steps; lower it")
 
 
 OF_CHAPTERS = ("observe", "projection", "window", "overlap", "upsample", "calibrate")

@@ -126,6 +126,8 @@ class Run:
         say(
             f"{weights:,} weights; {a.steps:,} steps of {a.batch_size} windows of {a.frames} frames"
         )
+        if a.warmup >= a.steps > 0:
+            say(f"note: --warmup {a.warmup} is as long as training, {a.steps} steps; lower it")
         if self.state is None:
             files.set_aside_files(self.a.out, ("ckpt.pt", "last.pt", "log.jsonl"))
             return
