@@ -3,6 +3,7 @@ code of one's own. The EEG files are written by mne's tools, and skipped without
 
 import importlib.util
 import json
+import shutil
 
 import nibabel as nib
 import numpy as np
@@ -250,3 +251,17 @@ def test_eeg_alone_that_a_model_does_not_know(fmriprep, monkeypatch, capsys):
         with pytest.raises(SystemExit):
             command(monkeypatch, module, *given)
         assert words in capsys.readouterr().err
+
+
+def test_channels_of_another_order_are_refused(fmriprep, monkeypatch, capsys):
+    """As many, of the same names: the weights of one would be applied to the other."""
+    root, _, _ = fmriprep
+    subject = prepared(monkeypatch, root)
+    command(monkeypatch, train, "--data", subject.folder, *CLOSED, "--out", root / "out")
+    other = shutil.copytree(subject.folder, root / "other")
+    about = json.loads((other / "subject.json").read_text())
+    about["eeg"]["channels"].reverse()
+    (other / "subject.json").write_text(json.dumps(about))
+    with pytest.raises(SystemExit):
+        command(monkeypatch, sample, "--ckpt", root / "out/ckpt.pt", "--data", other)
+    assert "its EEG channels are" in capsys.readouterr().err

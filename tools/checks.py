@@ -264,6 +264,7 @@ def check_subject(subject):
             error,
         )
     meta.setdefault("checksums", {})
+    meta.setdefault("eeg", {})
     for region, mask in subject.rois.items():
         if mask.dtype != bool or mask.shape != (V,):
             found = f"{region} is {mask.dtype} {mask.shape}"
@@ -285,6 +286,10 @@ def check_fits(subject, ckpt, path):
             f"samples a frame; {path} was trained on {trained[0]:,}, {trained[1]} and "
             f"{trained[2]}: prepare it with the same space, --channels and --fs, or train on it"
         )
+    there = ckpt.get("eeg", {}).get("channels")
+    here = subject.meta["eeg"].get("channels", there)
+    if there and here != there:
+        fail(f"{subject.folder}: its EEG channels are {here}; {path} was trained on {there}")
     same = subject.meta["checksums"] == ckpt["checksums"]
     if not same:
         print(

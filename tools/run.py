@@ -106,6 +106,8 @@ class Run:
     def check_data(self, subject):
         """Fail if a run is resumed on other data than it began with."""
         self.checksums = subject.meta["checksums"]
+        about = {"checksums": self.checksums, "eeg": subject.meta["eeg"]}
+        self.about = {"settings": vars(self.a), **about}
         if self.state and self.state["checksums"] != self.checksums:
             fail(
                 f"{subject.folder}: is not the data that {self.last} was trained on; start anew "
@@ -203,16 +205,14 @@ class Run:
     def keep(self, **content):
         """Write ckpt.pt: `content`, the settings, and what the data was."""
         if RANK == 0:
-            settings = {"settings": vars(self.a), "checksums": self.checksums}
-            checkpoints.save(self.best_path, {**content, **settings, **self.best})
+            checkpoints.save(self.best_path, {**content, **self.about, **self.best})
 
     def save(self):
         """Write last.pt."""
         if RANK == 0:
             state = {name: value.state_dict() for name, value in self.parts.items()}
             state |= {"step": self.step, "best": self.best, "losses": self.losses}
-            settings = {"settings": vars(self.a), "checksums": self.checksums}
-            checkpoints.save(self.last, {**state, **settings})
+            checkpoints.save(self.last, {**state, **self.about})
 
     def stop(self):
         self.bar.close()
