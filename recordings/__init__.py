@@ -14,7 +14,7 @@ import os
 from tools.checks import check_positive, check_range
 from tools.errors import Parser, fail, named
 
-from . import alone, folders, runs
+from . import alone, folders, pairs, runs
 
 
 def parse(argv=None):
@@ -69,6 +69,12 @@ def settle(a):
         fail("--bold, --like: expected one of them: BOLD, or the subject of a model for EEG alone")
     if a.like:
         a.delay = alone.known(a.like)["delay"]
+    if a.fd and not a.confounds:
+        fail(f"--fd {a.fd:g}: needs --confounds, which say how far the head moved")
+    if "compcor" in a.strategy and a.confounds and not a.high_pass:
+        fail("--strategy compcor: needs --high-pass 128, for it was taken from BOLD without drifts")
+    if a.confounds and a.confounds != ["auto"]:
+        a.confounds = pairs.find("--confounds", a.confounds)
     a.folders = bool(a.bold) and os.path.isdir(a.bold[0])
     if not a.folders and (a.split or a.space or a.frames_per_run):
         fail("--split, --space, --frames-per-run: are for folders of frames; --bold is none")

@@ -265,6 +265,25 @@ CASES = {
         lambda t, m: raw(t, eeg=first(lambda s: np.tile(s, 6))),
         [EEG1, "144.0 s", "24.0 s"],
     ),
+    "--fd without confounds": (data, lambda t, m: [*raw(t), "--fd", "0.5"], ["--fd 0.5", "moved"]),
+    "compcor with drifts": (
+        data,
+        lambda t, m: [*raw(t), "--confounds", "auto", "--strategy", "motion,compcor"],
+        ["compcor", "--high-pass"],
+    ),
+    "confounds that are not there": (
+        data,
+        lambda t, m: [*raw(t), "--confounds", "auto"],
+        [RUN1, "0 files", "timeseries.tsv"],
+    ),
+    "triggers in a .npy": (data, lambda t, m: [*raw(t), "--trigger", "R128"], [EEG1, "no events"]),
+    "neither BOLD nor a model": (data, lambda t, m: raw(t)[2:], ["--bold, --like", "one of them"]),
+    "EEG alone for no subject": (
+        data,
+        lambda t, m: [*raw(t)[2:], "--like", f"{t}/none"],
+        ["--like", "no prepared subject"],
+    ),
+    "two mains": (data, lambda t, m: [*raw(t), "--notch", "0"], ["--notch 0"]),
     "wrong --fs": (data, lambda t, m: [*raw(t), "--fs", "500"], [EEG1, "2.4 s at --fs 500"]),
     "--fs 0": (data, lambda t, m: [*raw(t), "--fs", "0"], ["--fs 0"]),
     "EEG with fewer channels in a run": (

@@ -95,7 +95,7 @@ def fmriprep(tmp_path):
 
 
 def prepared(monkeypatch, root, *flags):
-    """The issue of a lab: its folders in, a subject out."""
+    """A lab's folders in, a subject out."""
     bold = root / "fmriprep/sub-01/**/*preproc_bold.nii.gz"
     where = "--bold", bold, "--eeg", root / "sub-01/**/*.vhdr", "--out", root / "s01"
     command(monkeypatch, data, *where, "--trigger", "R128", "--mask", "auto", *flags)
