@@ -4,6 +4,7 @@ The EEG begins with the first volume (--start says otherwise), or each volume is
 (--trigger).
 """
 
+import copy
 import os
 from typing import NamedTuple
 
@@ -40,6 +41,7 @@ def prepare(a, eeg_windows):
 
 def prepare_one(a, folder, own, eeg_windows):
     """One person's subject, of their Pairs."""
+    a = copy.copy(a)  # a mask is that of one person
     if a.mask == "auto":
         a.mask = common_mask([pair.bold[0] for pair in own])
     runs = []

@@ -52,10 +52,10 @@ def confounds(motion):
     return "\n".join(["\t".join(table), *lines])
 
 
-def write_run(rng, func, eeg_folder, run, mask):
+def write_run(rng, func, eeg_folder, run, mask, person="01"):
     """BOLD as fMRIPrep's NIfTI, with mask and confounds, and BrainVision EEG: channels in another
     order in each run, an ECG among them, triggers that come a sample early or late."""
-    stem = f"sub-01_task-{'rest' if run < 3 else 'talk'}_run-0{run}"
+    stem = f"sub-{person}_task-{'rest' if run < 3 else 'talk'}_run-0{run}"
     motion = rng.normal(0, 0.1, (VOLUMES, 6)).cumsum(0)
     bold = 1000 + rng.normal(0, 5, (*mask.shape, VOLUMES)) + 20 * motion[:, 0]
     image = nib.Nifti1Image(bold.astype(np.float32), AFFINE)
@@ -134,6 +134,22 @@ def test_fmriprep_and_brainvision(fmriprep, monkeypatch, capsys):
         start + 30 - first for (start, _), first in zip(subject.runs, subject.meta["first_volume"])
     ]
     assert subject.meta["unusable"] == moved
+
+
+def test_each_person_has_a_mask_and_a_folder(fmriprep, monkeypatch):
+    root, mask, _ = fmriprep
+    smaller = mask.astype(np.uint8)
+    smaller[2] = 0
+    for run in (1, 2):
+        func, eeg_folder = root / "fmriprep/sub-01/func", root / "sub-01/eeg"
+        write_run(np.random.default_rng(run), func, eeg_folder, run, smaller, "02")
+    prepared_in = root / "people"
+    bold = root / "fmriprep/**/*preproc_bold.nii.gz"
+    where = "--bold", bold, "--eeg", root / "**/*.vhdr", "--out", prepared_in / "{sub}"
+    command(monkeypatch, data, *where, "--trigger", "R128", "--mask", "auto")
+    sizes = {p.name: data.Subject(str(p)).fmri.shape[1] for p in sorted(prepared_in.iterdir())}
+    assert sizes == {"sub-01": mask.sum() - 1, "sub-02": smaller.sum() - 1}
+    assert len(data.Subject(str(prepared_in / "sub-02")).runs) == 2
 
 
 def by_hand(x, motion):
