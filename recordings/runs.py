@@ -101,21 +101,20 @@ def look_at(a, pair, eeg_windows):
             f"{pair.eeg}: 0 frames have a whole window of EEG (--delay {a.delay:g}); expected some"
         )
 
-    kept = slice(first, first + len(starts))
     unusable = eeg.check_continuous(recording, starts, round(tr * fs))  # bool [kept volumes]
     read = series.read
     cleaned = {}
     if a.confounds or a.high_pass:
         matrix, good, cleaned = confounds.design(confounds.find(path, a), a, volumes, tr)
         read = confounds.cleaned(series.read, matrix, good)
-        unusable = unusable | ~good[kept]
+        unusable |= ~good[first : first + len(starts)]
     print(
         f"{pair.name}: {len(starts)} of {volumes} volumes have EEG, {unusable.sum()} of those are "
         "not used"
     )
     unnamed = 0 if recording.names else len(recording.picks)
-    found = {"vertices": V, "s TR": tr, "Hz of EEG": fs, "EEG channels": unnamed}
-    found["places"] = series.space
+    places = series.space
+    found = {"vertices": V, "s TR": tr, "Hz of EEG": fs, "EEG channels": unnamed, "places": places}
     eeg.gradient_peaks(recording, tr)
     return found, Run(pair, read, recording, first, starts, unusable, cleaned)
 
