@@ -21,7 +21,7 @@ def by_names(subject, flags):
         label[frames] = "train"
     for start, stop in [] if flags.get("test") else subject.segments("test"):
         label[start:stop] = "test"
-    for split in ("test", "val"):
+    for split in ("val", "test"):  # what is named by both is for the test
         for part in flags.get(split) or ():
             found = [set(part.split("_")) <= set(name.split("_")) for name in names(subject)]
             if not any(found):

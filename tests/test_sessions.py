@@ -196,6 +196,15 @@ def test_results_in_the_recordings_own_space(fmriprep, monkeypatch, capsys):
     assert "sub-01_task-talk_run-3" in capsys.readouterr().err
 
 
+def test_what_two_flags_name_is_for_the_test(fmriprep, monkeypatch):
+    """A run of the test that --val names too was trained on, after validation."""
+    subject = prepared(monkeypatch, fmriprep[0])
+    flags = {"test": ["task-rest"], "val": ["run-1"]}
+    subject.split_by_names(flags)
+    assert subject.segments("test") == [tuple(run) for run in subject.runs[:2]]
+    assert subject.segments("train", validation=False) == [tuple(subject.runs[2])]
+
+
 def test_tables_of_regions_by_the_start(tmp_path, monkeypatch):
     """.tsv and .npy, without triggers: the EEG starts one TR late, and ends in a table."""
     rng = np.random.default_rng(0)
