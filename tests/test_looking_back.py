@@ -63,6 +63,20 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize("length", [3, 4, 5])
+def test_shifts_of_short_stretches_find_nothing(length):
+    """What --fd leaves: without drifts almost one shape remains, which no shift is like."""
+    rng = np.random.default_rng(0)
+    runs = [length] * 40 + [120] * 3
+    truth, recon = (brains(rng, runs, None, some_maps(rng, 200)) for _ in range(2))
+    S = []
+    for x_hat, x in zip(recon, truth):
+        run = np.stack([x_hat, x_hat, x])
+        S.append(helped.likeness(helped.without_drift(run, TR)) @ one_each(200))
+    assert (np.array(helped.p_of_shifts(S)) <= 0.02).sum() <= 10
+    assert helped.p_of_shifts(S[:40]) == [None] * 200
+
+
 @pytest.mark.parametrize("effect", [0, 0.25])
 @pytest.mark.parametrize("case", CASES)
 def test_shifts_find_what_is_there_and_nothing_else(case, effect):
