@@ -32,6 +32,6 @@ class Unscored(Results):
         points = len(arrays["recon"]) // len(self.timeline.rows)
         rows = self.timeline.rows[:, None] + np.arange(points) / points
         files.save_array(self.path("frames.npy"), rows.ravel())
-        if outputs:
+        if outputs and self.subject.space is not None:
             outputs.write_all_series(self.folder, arrays)
         say(f"EEG alone: {len(self.timeline.rows):,} frames, nothing to score them by")

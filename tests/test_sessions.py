@@ -264,6 +264,23 @@ def test_eeg_without_fmri(fmriprep, monkeypatch, capsys):
     np.testing.assert_allclose(raw, normaliser.raw(recon), rtol=1e-4)
 
 
+def test_eeg_alone_where_nobody_knows_the_vertices(tmp_path, monkeypatch):
+    """A model of BOLD as .npy: no space to write results in."""
+    rng = np.random.default_rng(0)
+    for run in (1, 2):
+        np.save(tmp_path / f"run-{run}_bold.npy", rng.normal(100, 1, (VOLUMES, 3)).astype("f4"))
+        np.save(tmp_path / f"run-{run}_eeg.npy", rng.normal(size=(4, 4800)).astype("f4"))
+    fs = "--eeg", tmp_path / "*_eeg.npy", "--fs", FS
+    known = "--bold", tmp_path / "*_bold.npy", "--tr", TR, "--out", tmp_path / "subject"
+    command(monkeypatch, data, *fs, *known)
+    command(monkeypatch, data, *fs, "--like", known[-1], "--out", tmp_path / "alone")
+    command(monkeypatch, train, "--data", known[-1], *CLOSED, "--out", tmp_path / "out")
+    flags = "--ckpt", tmp_path / "out/ckpt.pt", "--data", tmp_path / "alone", "--upsample", 2
+    command(monkeypatch, sample, *flags)
+    written = {path.name for path in (tmp_path / "out/direct").iterdir()}
+    assert written == {"recon.npy", "std.npy", "frames.npy"}
+
+
 def test_eeg_alone_that_a_model_does_not_know(fmriprep, monkeypatch, capsys):
     root, _, _ = fmriprep
     subject = prepared(monkeypatch, root)
