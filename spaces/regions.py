@@ -102,7 +102,10 @@ def find_labels(path, table, space, V):
     there = [number for number in sorted(names) if number and (numbers == number).any()]
     if not 0 < len(there) <= 400:
         fail(f"{path}: has {len(there)} labels where the frames are; expected 1 to 400")
-    return {re.sub(r"[^\w+-]+", "_", names[number]): numbers == number for number in there}
+    found = {re.sub(r"[^\w+-]+", "_", names[number]): numbers == number for number in there}
+    if len(found) < len(there):
+        fail(f"{path}: {len(there)} labels have {len(found)} names; expected one each; rename them")
+    return found
 
 
 def read_names(path):

@@ -248,6 +248,9 @@ def test_means_over_an_atlas_of_voxels(tmp_path, mask, capsys):
     moved = volume(tmp_path / "moved.nii.gz", atlas, AFFINE @ np.diag([-1, 1, 1, 1]))
     with pytest.raises(Problem, match="moved.nii.gz"):
         opened(tmp_path / "run-1_bold.nii.gz", mask=mask[0], atlas=moved)
+    (tmp_path / "labels.tsv").write_text("index\tname\n2\tM1\n1\tM1\n")  # left and right
+    with pytest.raises(Problem, match="labels have 3 names"):
+        opened(tmp_path / "run-1_bold.nii.gz", **given)
 
 
 def labelled(path, axis, numbers, names):
