@@ -52,10 +52,9 @@ def prepare_one(a, folder, own, eeg_windows):
         check_alike(found, same, pair, own[0])
         runs.append(run)
     recordings = [run.recording for run in runs]
-    names = eeg.channels_in_common(recordings, a.bad_channels)
+    eeg.channels_in_common(recordings, a.bad_channels)
 
     V, tr, fs, _, space = same.values()
-    C = len(names or recordings[0].picks)
     unusable = np.flatnonzero(np.concatenate([run.unusable for run in runs]))
     meta = {
         "tr": tr,
@@ -72,6 +71,7 @@ def prepare_one(a, folder, own, eeg_windows):
     if a.like:
         meta |= alone.settle(a, recordings)
         meta["split"] = {"test": list(range(sum(meta["frames_per_run"])))}
+    C = len(recordings[0].names or recordings[0].picks)
     with prepared.writing(folder, meta, V, C, round(tr * fs)) as out:
         regions.save(out, a.parcels, space, V, a.labels)
         if a.like:

@@ -293,6 +293,15 @@ def test_eeg_alone_that_a_model_does_not_know(fmriprep, monkeypatch, capsys):
         with pytest.raises(SystemExit):
             command(monkeypatch, module, *given)
         assert words in capsys.readouterr().err
+    # A channel more than the model knows is left out.
+    eeg = np.random.default_rng(0).normal(0, 20, (5, 5000))
+    brainvision(root, "more", eeg, ["P9", *NAMES], [])
+    command(monkeypatch, data, "--eeg", root / "more.vhdr", *where[2:], root / "less")
+    found = data.Subject(str(root / "less"))
+    order = [NAMES.index(name) for name in subject.meta["eeg"]["channels"]]
+    assert found.meta["eeg"]["channels"] == subject.meta["eeg"]["channels"]
+    expected = (eeg - eeg.mean(1, keepdims=True))[1:][order]
+    np.testing.assert_allclose(found.eeg[0] * 1e6, expected[:, :80], atol=0.02)
 
 
 def test_channels_of_another_order_are_refused(fmriprep, monkeypatch, capsys):
