@@ -62,11 +62,14 @@ def parse(argv=None):
 
 def settle(a):
     """Check the flags a."""
-    check_positive(a, "fs", "tr", "channels", "frames_per_run", "notch", "resample", "fd")
-    check_positive(a, "high_pass")
+    check_positive(
+        a, "fs", "tr", "channels", "frames_per_run", "notch", "resample", "fd", "high_pass"
+    )
     check_range(a, 0, 60, "delay")
     if bool(a.bold) == bool(a.like):
         fail("--bold, --like: expected one of them: BOLD, or the subject of a model for EEG alone")
+    if (a.start if a.trigger else a.skip) is not None:
+        fail("--skip counts triggers, and needs --trigger; --start is for EEG without them")
     if a.like:
         a.delay = alone.known(a.like)["delay"]
     if a.fd and not a.confounds:
@@ -79,8 +82,10 @@ def settle(a):
     if not a.folders and (a.split or a.space or a.frames_per_run):
         fail("--split, --space, --frames-per-run: are for folders of frames; --bold is none")
     if a.folders != os.path.isdir(a.eeg[0]):
-        found = f"--bold {a.bold[0]}, --eeg {a.eeg[0]}"
-        fail(f"{found}: one is a folder of frames; expected both or neither")
+        fail(
+            f"--bold {a.bold[0]}, --eeg {a.eeg[0]}: one is a folder of frames; expected both or "
+            "neither"
+        )
     return a
 
 

@@ -123,8 +123,8 @@ def cleaned(read, matrix, good, block=256):
     percent = 100 * usable / np.maximum(mean, 1e-300)  # [V]
 
     time = np.arange(T)
-    lines = [np.interp(time, time[good], hat[good]) for hat in np.eye(T)]
-    line = np.transpose(lines)  # [T,T] row t: of which good volumes frame t is made
+    line = np.transpose([np.interp(time, time[good], hat[good]) for hat in np.eye(T)])
+    # [T,T] row t: of which good volumes frame t is made
 
     def read_clean(rows):
         used = np.flatnonzero(line[rows].any(0))

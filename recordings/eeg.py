@@ -160,18 +160,16 @@ def change(found, a, block=100_000):
 # ---- When volumes begin ----------------------------------------------------------------
 
 
-def described(recording):
-    """{description: how many events have it}."""
-    return collections.Counter(event[2] for event in recording.events)
-
-
 def triggers(recording, name):
     """Samples of the events `name`, in order."""
     word = rf"(?<!\w){re.escape(name)}(?!\w)"  # R128 of Response/R128
     found = [start for start, _, what in recording.events if re.search(word, what)]
     if not found:
         counts = ", ".join(
-            f"{count} {what}" for what, count in described(recording).most_common(20)
+            f"{count} {what}"
+            for what, count in collections.Counter(
+                event[2] for event in recording.events
+            ).most_common(20)
         )
         fail(f"--trigger {name}: {recording.path} has none; it has {counts or 'no events'}")
     return np.unique(found) * recording.fs

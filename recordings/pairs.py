@@ -110,8 +110,10 @@ def name_of(path):
 
 def alone(a):
     """Pairs without BOLD."""
-    paths = find("--eeg", a.eeg)
-    return [Pair(name_of(path), entities(path).get("sub", ""), [], path) for path in paths]
+    return [
+        Pair(name_of(path), entities(path).get("sub", ""), [], path)
+        for path in find("--eeg", a.eeg)
+    ]
 
 
 def people(a):

@@ -10,6 +10,8 @@ import pytest
 from conftest import HERE, command
 
 import data
+import recordings
+from tools.errors import Problem
 
 
 def test_prepared_session(session, trained):
@@ -80,3 +82,10 @@ def test_the_delay_pairs_older_eeg_with_a_frame(
     eeg = np.load(root / "run-1_eeg.npy")
     eeg -= eeg.mean(1, keepdims=True)
     np.testing.assert_allclose(subject.eeg[0], eeg[:, start : start + 40], atol=1e-6)
+
+
+@pytest.mark.parametrize("flags", ["--skip 2", "--trigger R128 --start 1"])
+def test_flags_that_would_be_ignored(flags):
+    """Dummy scans would be in the EEG of all volumes."""
+    with pytest.raises(Problem, match="--skip counts triggers"):
+        recordings.parse(["--bold", "x.npy", "--eeg", "y.npy", "--out", "z", *flags.split()])
