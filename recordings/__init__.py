@@ -72,6 +72,8 @@ def settle(a):
         fail("--skip counts triggers, and needs --trigger; --start is for EEG without them")
     if a.like:
         a.delay = alone.known(a.like)["delay"]
+        if a.mask or a.confounds or a.trigger:
+            fail("--like: is without --mask, --confounds and --trigger, which are of a scan")
     if a.fd and not a.confounds:
         fail(f"--fd {a.fd:g}: needs --confounds, which say how far the head moved")
     if "compcor" in a.strategy and a.confounds and not a.high_pass:

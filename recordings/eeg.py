@@ -179,6 +179,8 @@ def volume_onsets(recording, a, volumes, tr):
     """Samples [volumes] at which volumes begin: at their triggers, or from --start on by the TR."""
     path, fs = recording.path, recording.fs
     if a.trigger is None:
+        if recording.breaks:
+            fail(f"{path}: is cut, so that nobody knows when later volumes begin; give --trigger")
         return ((a.start or 0) + tr * np.arange(volumes)) * fs
 
     onsets = triggers(recording, a.trigger)[a.skip or 0 :]

@@ -57,29 +57,33 @@ def agree(one, other):
 
 
 def pairs(a):
-    """The Pairs of --bold and --eeg, in natural order."""
+    """The Pairs of --bold and --eeg, or of --eeg alone, in natural order."""
+    found = []
+    for bold, eeg in together(a):
+        path = (bold or [eeg])[0]
+        found.append(Pair(name_of(path), entities(path).get("sub", ""), bold, eeg))
+        print(f"{found[-1].name}: {' + '.join([*bold, eeg])}")
+    names = [pair.name for pair in found]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        fail(f"several files of {', '.join(twice)}; expected one a run: narrow the pattern")
+    return found
+
+
+def together(a):
+    """[(BOLD paths, EEG path)]"""
+    eegs = find("--eeg", a.eeg)
+    if a.like:
+        return [([], eeg) for eeg in eegs]
     hemispheres = {}  # both files of a run count as one
     for path in find("--bold", a.bold):
         hemispheres.setdefault(re.sub(r"hemi-[LR]", "", path), []).append(path)
     bolds = list(hemispheres.values())
-    eegs = find("--eeg", a.eeg)
-    if a.by_order or len(bolds) == len(eegs) == 1:
-        if len(bolds) != len(eegs):
-            fail(f"--by-order: {len(bolds)} runs of --bold, {len(eegs)} of --eeg; expected as many")
-        together = list(zip(bolds, eegs))
-    else:
-        together = by_names(bolds, eegs)
-    found = [
-        Pair(name_of(bold[0]), entities(bold[0]).get("sub", ""), bold, eeg)
-        for bold, eeg in together
-    ]
-    for pair in found:
-        print(f"{pair.name}: {' + '.join([*pair.bold, pair.eeg])}")
-    names = [pair.name for pair in found]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        fail(f"--bold: several files of {', '.join(twice)}; expected one a run: narrow the pattern")
-    return found
+    if not a.by_order:
+        return by_names(bolds, eegs)
+    if len(bolds) != len(eegs):
+        fail(f"--by-order: {len(bolds)} runs of --bold, {len(eegs)} of --eeg; expected as many")
+    return list(zip(bolds, eegs))
 
 
 def by_names(bolds, eegs):
@@ -108,18 +112,10 @@ def name_of(path):
     return said or os.path.basename(path).split(".")[0]
 
 
-def alone(a):
-    """Pairs without BOLD."""
-    return [
-        Pair(name_of(path), entities(path).get("sub", ""), [], path)
-        for path in find("--eeg", a.eeg)
-    ]
-
-
 def people(a):
     """[(folder to write, its Pairs)], a folder for each person."""
     found = {}
-    for pair in alone(a) if a.like else pairs(a):
+    for pair in pairs(a):
         found.setdefault(pair.sub, []).append(pair)
     if len(found) > 1 and "{sub}" not in a.out:
         listed = ", ".join(f"sub-{sub}" for sub in found)
