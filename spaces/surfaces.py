@@ -57,8 +57,6 @@ class Surfaces:
     """
 
     def __init__(self, paths, space, source):
-        self.plotting, self.surface = nilearn()
-        pyplot()
         self.columns = {}  # of [V], of each side
         self.vertices = {}  # where those lie
         for path, side in zip(paths, ("left", "right")):
@@ -67,6 +65,8 @@ class Surfaces:
                 space.name == f"CIFTI_STRUCTURE_CORTEX_{side.upper()}"
             )
             self.vertices[side] = space.vertex[self.columns[side]]
+        pyplot()
+        self.plotting, self.surface = nilearn()
         self.mesh = self.surface.PolyMesh(*paths)
 
     def on_mesh(self, values):

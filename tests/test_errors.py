@@ -193,7 +193,7 @@ CASES = {
     "no such files": (
         data,
         lambda t, m: ["--bold", "none*", "--eeg", "none*", "--out", f"{t}/out"],
-        ["--bold none*", "finds no file"],
+        ["none*", "finds no file"],
     ),
     "empty folders": (data, lambda t, m: folders(t, 0), ["fmri has 0 files", "share a number"]),
     "a folder and a file": (

@@ -102,6 +102,7 @@ def sphere(path, shift, n=24):
 def surfaces(tmp_path):
     """Two balls; the points [n,3] of each; which of them have a value. There are 8 voxels too."""
     pytest.importorskip("matplotlib")
+    pytest.importorskip("nilearn")
     paths = [str(tmp_path / name) for name in ("L.surf.gii", "R.surf.gii")]
     points = [sphere(path, shift) for path, shift in zip(paths, (-1.2, 1.2))]
     # Some vertices of each side have no value, and there are voxels, which are not drawn.
