@@ -76,6 +76,8 @@ def save_cifti(path, values, rows, axis):
 def common_mask(paths):
     """A NIfTI image of the voxels that are in fMRIPrep's brain masks of all BOLD files `paths`."""
     names = [path.replace("_desc-preproc_bold", "_desc-brain_mask") for path in paths]
+    for name in set(names) & set(paths):
+        fail(f"--mask auto: {name} is not called ..._desc-preproc_bold, as fMRIPrep's; name a mask")
     masks = [load(name, nib.Nifti1Image) for name in names]
     for mask in masks:
         check_grid(mask, masks[0])

@@ -398,6 +398,11 @@ def test_results_of_volumes(tmp_path, mask):
     np.testing.assert_allclose(maps[3], expected, rtol=1e-5)
 
 
+def test_bold_is_not_its_own_mask():
+    with pytest.raises(Problem, match="run-1_bold.nii.gz is not called"):
+        common_mask(["run-1_bold.nii.gz"])
+
+
 def test_parcels_are_not_drawn_on_surfaces():
     subject = types.SimpleNamespace(space=parcels(), folder="s01")
     a = types.SimpleNamespace(plot=False, surfaces=["L", "R"])
