@@ -386,6 +386,7 @@ def denoise(eps_model, project, draw, shape, schedule, steps=50, eta=0.0, reuse_
     project    (z0 [B,K,d], abar) -> z0, moved to what was observed, or None: nothing was. (abar
                says how far z0 can be trusted, which only projections of beyond/ ask)
     draw       shape -> standard normal noise of that shape
+    steps      how many, even in n; or which, a LongTensor of n (beyond/second_order)
     eta        how much fresh noise a step adds. 0, none: DDIM (Song et al. 2021); 1: DDPM
     reuse_eps  which eps goes on with a z0 that was moved: the network's (True), or one computed
                from it (False, the paper)? See below
@@ -408,7 +409,9 @@ def denoise(eps_model, project, draw, shape, schedule, steps=50, eta=0.0, reuse_
     has a squared bias of 0.15 with False, of 0.0015 with True (eta 0; test_neuroframes.py). With N
     steps, eta 1 and False this loop is Algorithm 1.
     """
-    visited = torch.linspace(schedule.steps - 1, 0, steps, dtype=torch.float64).round().long()
+    visited = steps
+    if not torch.is_tensor(steps):
+        visited = torch.linspace(schedule.steps - 1, 0, steps, dtype=torch.float64).round().long()
     abars = schedule.alpha_bar[visited].tolist() + [1.0]  # after the last step no noise is left
     z_n = draw(shape)  # [B,K,d] at the first n: noise
     for n, abar, abar_next in zip(visited.tolist(), abars[:-1], abars[1:]):

@@ -45,7 +45,7 @@ Did the EEG help? Each score stands beside controls, on the same frames:
 To beat straight lines proves little, for BOLD is smooth in time: `gaussian` has the same frames to
 go by, no EEG either, and far less error. So the EEG helped if the mean of the samples has less MSE
 than the mean frame (direct), and than `gaussian` and shuffled EEG (InterRecon). Whether it did, or
-was lucky, beyond/helped.py says in a sentence; intervals: benchmarks/table.py.
+was lucky, evidence/helped.py says in a sentence; intervals: benchmarks/table.py.
 """
 
 import os
@@ -70,6 +70,10 @@ from tools.errors import Parser, named, script
 from tools.ranks import RANK, say
 
 try:
+    import evidence
+except ModuleNotFoundError:  # scores alone
+    evidence = None
+try:
     import spaces
 except ModuleNotFoundError:  # results as .npy alone
     spaces = None
@@ -92,7 +96,7 @@ def parse(argv=None):
     add("--paper", action="store_true", help="Algorithm 1; its DDPM steps: --steps 1000 --eta 1")
     add("--frames", type=int, help="period of --gap, frames of a scored window (default: trained)")
     add("--samples", type=int, help="samples averaged (default: 8, in pairs; with --paper 1)")
-    add("--steps", type=int, default=50, help="network calls a sample; lower it if time runs out")
+    add("--steps", type=int, help="network calls a sample (default: 15; with --paper 50)")
     add("--eta", type=float, default=0.0, help="0: DDIM (default); 1: the noise of DDPM")
     add("--batch-size", type=int, default=16, help="windows at a time; lower it if memory runs out")
     add("--seed", type=int, default=0, help="of the noise (default: 0)")
@@ -196,6 +200,7 @@ class WindowsApart:
         self.a, self.study, self.seen = a, study, seen
         self.generator = torch.Generator().manual_seed(a.seed)
         a.projection, a.window, a.overlap = "paper", a.frames, 0  # for metrics.json
+        a.steps = a.steps or 50
 
     def groups(self, stretches):
         """Lists of stretches, each drawn at a time: here one of all, which needs little memory."""
@@ -430,7 +435,7 @@ def run(a, where, folder, on_guess):
             results.scores.add(method, guess, x, places)
             on_guess(method, places, guess)
     if RANK == 0:
-        return results.finish(spread, outputs, beyond and beyond.helped.look)
+        return results.finish(spread, outputs, evidence and evidence.helped.look)
 
 
 @script

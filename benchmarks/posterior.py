@@ -15,6 +15,7 @@ import sys
 import torch
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+from beyond import second_order
 from beyond.gaussian_prior import GaussianPrior
 from beyond.weighted_projection import weighted_projection
 from test_neuroframes import EVERY_SECOND, interrecon_experiment
@@ -48,6 +49,7 @@ def weighted(C, seen, y):
 
 
 PRIOR = {"project_of": weighted, "reuse_eps": False}
+SECOND = {**PRIOR, "sampler": second_order.denoise, "eta": 0.0}
 TRAVEL = {"sampler": time_travel, "repeats": 2, "steps": 50}
 ROWS = {
     "recompute eps, DDIM": {"reuse_eps": False},
@@ -57,9 +59,12 @@ ROWS = {
     "keep eps, DDIM, 100 calls": {"reuse_eps": True, "steps": 100},
     "keep eps, time travel x 2, 100 calls": {"reuse_eps": True, **TRAVEL},
     "recompute eps, time travel x 2, 100 calls": {"reuse_eps": False, **TRAVEL},
-    "weighted by the prior (default)": PRIOR,
+    "weighted by the prior": PRIOR,
     "weighted, 100 calls": {**PRIOR, "steps": 100},
     "weighted, eta 1": {**PRIOR, "eta": 1.0},
+    "weighted, second order, 10 calls": {**SECOND, "steps": 10},
+    "weighted, second order, 15 calls (default)": {**SECOND, "steps": 15},
+    "weighted, second order, 20 calls": {**SECOND, "steps": 20},
 }
 
 

@@ -42,7 +42,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 import data
 import sample as sampling
 import train
-from beyond import drawing
+from beyond import second_order
 from beyond.computed_once import once
 from beyond.joint import JointAutoencoder
 from beyond.whole_runs import Windows
@@ -355,7 +355,7 @@ def reconstruction(a, meter):
     ckpt = os.path.join(a.out, "out", "ckpt.pt")
     with (
         replaced(sampling.Study, "encode_eeg", eeg.around(sampling.Study.encode_eeg)),
-        replaced(drawing, "denoise", drawn.around(drawing.denoise)),
+        replaced(second_order, "denoise", drawn.around(second_order.denoise)),
         meter.stage("whole"),
     ):
         sampling.main(["--ckpt", ckpt, "--steps", "1", "--device", str(meter.device)])

@@ -6,10 +6,10 @@
     gaussian_prior  what smoothness alone tells     whole_runs           windows without seams
     windows         EEG around them, any length     any_vertices         parts of frames observed
     vertex_loss     errors where they show          between_frames       points between frames
-    joint           the autoencoder trained along   computed_once        the same, faster
-    linear_gaussian  a closed form, in seconds      After sampling
-    stacked         it and the network together     calibration          how sure?
-    auto            flags that suit a recording     helped               or was it luck?
+    joint           the autoencoder trained along   second_order         15 calls in place of 50
+    linear_gaussian  a closed form, in seconds      computed_once        the same, faster
+    stacked         it and the network together     After sampling
+    auto            flags that suit a recording     calibration          how sure?
 
 network.py and drawing.py put them together. The five scripts run without this folder, as the paper
 has it: train.py --preset paper, sample.py --paper.
@@ -26,7 +26,6 @@ from . import (
     between_frames,
     calibration,
     gaussian_prior,
-    helped,
     joint,
     linear_gaussian,
     network,

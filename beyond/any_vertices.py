@@ -57,8 +57,9 @@ class Observation:
     left_out   [V] variance of what latents leave out of frames, x - D z - mean, times the number of
                vertices that they leave out in unison
     residuals  blocks [n,V] of what they leave out, on which R is measured; may be none
-    A, R       of each pattern [r,d] and [r,r], float64. A frame seen whole has A = I, R = 0
-    fits       {pattern: (row [V], S^-1 U^T [r,O])} of those that are not seen whole
+    A, R       of each pattern [d,d]. A frame seen whole has A = I, R = 0. Directions that are left
+               out of A are rows of zeros, and in R of the identity
+    fits       {pattern: (row [V], S^2 [d])} of those that are not seen whole
     """
 
     @torch.no_grad()
@@ -67,68 +68,110 @@ class Observation:
         d = autoencoder.latent_dim
         decoded = autoencoder.decode(torch.eye(d + 1, d, device=rows.device))  # [d+1,V]
         self.zero = decoded[-1]  # [V] the frame of z = 0
-        D = (decoded[:-1] - self.zero).T  # [V,d]
-        self.A = []
-        self.R = []
+        self.D = (decoded[:-1] - self.zero).T  # [V,d]
+        identity = torch.eye(d).to(self.D)
+        self.A = [identity] * len(rows) + [0 * identity]  # -1: nothing was seen
+        self.R = [0 * identity] * len(rows) + [identity]
         self.fits = {}
-        for pattern, row in enumerate([*rows, torch.zeros_like(rows[0])]):  # -1: nothing was seen
-            A = torch.eye(d).double()
-            R = 0 * A
+        for pattern, row in enumerate(rows):
             if not row.all():
-                A, fit = solve(D[row])
+                self.A[pattern], power = directions(self.D[row])
+                self.fits[pattern] = row, power
                 # What it were if such patches were left out independently counts as one frame.
-                R = (fit * left_out[row].to(fit) @ fit.T).cpu().double()  # [r,r]
-                self.fits[pattern] = row, fit
-            self.A.append(A)
-            self.R.append(R)
+                of_each = self.D[row] * left_out[row, None].sqrt()  # [O,d]
+                self.R[pattern] = self.squared(of_each, pattern)
 
         count = 1
         for u in residuals:
             count += len(u)
-            for pattern, (row, fit) in self.fits.items():
-                error = u[:, row] @ fit.T  # [n,r]
-                self.R[pattern] += (error.T @ error).cpu()
+            for pattern, (row, _) in self.fits.items():
+                self.R[pattern] += self.squared(u[:, row] @ self.D[row], pattern)
 
         # Of few frames R would be singular: the fewer, the more it is drawn to its diagonal.
-        for R in self.R:
-            R /= count
-            R.lerp_(R.diag().diag(), len(R) / (len(R) + count))
+        for pattern, (_, power) in self.fits.items():
+            R = self.R[pattern] / count
+            r = power.isfinite().sum()
+            R = torch.lerp(R, R.diag().diag(), r / (r + count))
+            self.R[pattern] = R + torch.diag(power.isinf()).to(R)
+
+    def fit(self, x, pattern):
+        """y [n,d] = S^-1 U^T x_O, of x_O^T D_O [n,d]."""
+        return x @ self.A[pattern].T / self.fits[pattern][1]
+
+    def squared(self, x, pattern):
+        """Sum of y y^T [d,d] over frames."""
+        y = self.fit(x, pattern)
+        return y.T @ y
 
     def latents(self, x, pattern):
         """A^T y [n,d] of frames x [n,V] of one pattern."""
         if pattern not in self.fits:
             return self.autoencoder.encode(x)
-        row, fit = self.fits[pattern]
-        return (x - self.zero)[:, row] @ fit.T @ self.A[pattern].to(fit)
+        row = self.fits[pattern][0]
+        return self.fit((x - self.zero)[:, row] @ self.D[row], pattern) @ self.A[pattern]
 
     def projection(self, patterns, prior, times):
         """(z0 [B,K,d], A^T y [B,K,d], abar) -> z0, weighted by the prior's covariance between the
         frames' times [K]; without a prior each of the frames is on its own."""
-        A = torch.block_diag(*(self.A[p] for p in patterns))  # [M,Kd], M = sum of r
-        R = torch.block_diag(*(self.R[p] for p in patterns))  # [M,M]
+        places = {p: [k for k, q in enumerate(patterns) if q == p] for p in set(patterns)}
+
+        def times_own(u, matrices, transposed=False):  # [B,K,d], by each frame's matrix
+            out = torch.empty_like(u)
+            for p, frames in places.items():
+                matrix = matrices[p].to(u)
+                out[:, frames] = u[:, frames] @ (matrix.T if transposed else matrix)
+            return out
 
         def project(z0, y, abar):
-            WA = (1 - abar) * A.T  # [Kd,M]
+            K, d = z0.shape[1:]
+            W = (1 - abar) * torch.eye(K).expand(d, K, K)
             if prior is not None:
-                W = posterior(prior, times, abar)  # [d,K,K]
-                WA = torch.einsum("dkl,mld->kdm", W, A.unflatten(1, z0.shape[1:])).flatten(0, 1)
-            AWA = A @ WA  # [M,M]
-            # A millionth of W's own scale, which is tiny at the last steps, keeps nearly equal
-            # frames from making the system singular, and moves no frame that was seen whole.
-            AWA.diagonal().mul_(1 + 1e-6)
-            gain = WA @ torch.linalg.inv(AWA + R)  # [Kd,M]
-            error = (y - z0).flatten(1) @ A.T.to(z0)  # [B,M] y - A z0
-            return z0 + (error @ gain.T.to(z0)).view_as(z0)
+                W = posterior(prior, times, abar)
+            W = W.to(z0)  # [d,K,K]
+
+            def WA(u):  # W A^T u
+                return torch.einsum("dkl,bld->bkd", W, times_own(u, self.A))
+
+            def system(u):  # (A W A^T + R) u
+                return times_own(WA(u), self.A, transposed=True) + times_own(u, self.R)
+
+            diagonal = torch.empty(K, d).to(z0)  # of A W A^T + R
+            for k, p in enumerate(patterns):
+                diagonal[k] = self.A[p].square() @ W[:, k, k].to(self.D) + self.R[p].diag()
+            error = times_own(y - z0, self.A, transposed=True)  # y - A z0
+            return z0 + WA(conjugate_gradients(system, error, diagonal))
 
         return project
 
 
-def solve(D):
-    """(A [r,d], S^-1 U^T [r,O]) of a decoder's observed rows D [O,d]."""
-    power, Q = torch.linalg.eigh((D.T @ D).cpu().double())  # S^2 [d], [d,d]
+def directions(D):
+    """(A [d,d], S^2 [d]) of a decoder's observed rows D [O,d]; of what they hardly show, 0 and
+    infinity."""
+    power, Q = torch.linalg.eigh((D.T @ D).cpu().double())  # [d], [d,d]
     shown = power > 1e-6 * power[-1]
-    Q = Q[:, shown]  # [d,r]
-    return Q.T, (Q / power[shown]).T.to(D) @ D.T
+    return (Q * shown).T.to(D), power.where(shown, torch.inf).to(D)
+
+
+def conjugate_gradients(system, b, diagonal, tolerance=1e-5):
+    """u with system(u) = b [B,K,d], for a positive definite system with this diagonal [K,d]
+    (Hestenes and Stiefel 1952): the system as a matrix would not fit into memory."""
+    u = torch.zeros_like(b)
+    left = b  # b - system(u)
+    step = left / diagonal
+    size = (left * step).sum((1, 2), keepdim=True)  # [B,1,1]
+    enough = tolerance**2 * size
+    for _ in range(500):
+        if (size <= enough).all():
+            break
+        change = system(step)
+        length = size / (step * change).sum((1, 2), keepdim=True).clamp(min=1e-30)
+        u = u + length * step
+        left = left - length * change
+        scaled = left / diagonal
+        before = size
+        size = (left * scaled).sum((1, 2), keepdim=True)
+        step = scaled + size / before.clamp(min=1e-30) * step
+    return u
 
 
 def add_flags(add):

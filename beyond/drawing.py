@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from neuroframes import denoise, range_null_projection
+from neuroframes import range_null_projection
 
 from . import (
     any_vertices,
@@ -15,6 +15,7 @@ from . import (
     computed_once,
     gaussian_prior,
     opposite_pairs,
+    second_order,
     stacked,
     weighted_projection,
     whole_runs,
@@ -39,6 +40,7 @@ class WholeRuns:
         self.correction = opposite_pairs.correction(a.samples)
         settings = study.settings
         a.projection = a.projection or "weighted"
+        a.steps = a.steps or second_order.default_calls(a)
         a.window = a.window or settings["frames"] * (3 if settings["vary"] else 1)
         a.overlap = a.window // 2 if a.overlap is None else a.overlap
 
@@ -159,7 +161,9 @@ class WholeRuns:
         B, T, d = y.shape
         shape, schedule = (S * B, T * a.upsample, d), study.model.schedule
         # Weighted, z0 is a posterior mean, and the eps that belongs to it is its own.
-        z = denoise(eps_model, project, noise, shape, schedule, a.steps, a.eta, prior is None)
+        z = second_order.denoise(
+            eps_model, project, noise, shape, schedule, a.steps, a.eta, prior is None
+        )
         return z.cpu().unflatten(0, (S, B))
 
     def conditional(self, stretches, y, pattern, h=None):

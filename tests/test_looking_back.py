@@ -5,7 +5,7 @@ import types
 import numpy as np
 import pytest
 
-from beyond import helped
+from evidence import helped
 from tools import over_time, report
 
 TR = 0.8

@@ -662,22 +662,24 @@ def calls_of_denoise(monkeypatch, recompute=False):
     """Arguments of every call of Algorithm 1, the inputs of its network and the noise it begins
     with. recompute: always epsilon."""
     found = []
-    denoise = neuroframes.denoise
 
-    def wrapped(eps_model, project, draw, shape, schedule, steps, eta, reuse_eps):
-        inputs = []
+    def watched(denoise):
+        def wrapped(eps_model, project, draw, shape, schedule, steps, eta, reuse_eps):
+            inputs = []
 
-        def eps(z_n, n):
-            inputs.append((z_n.clone(), int(n.flatten()[0])))
-            return eps_model(z_n, n)
+            def eps(z_n, n):
+                inputs.append((z_n.clone(), int(n.flatten()[0])))
+                return eps_model(z_n, n)
 
-        how = {"shape": shape, "held": project is not None, "reuse_eps": reuse_eps, "eta": eta}
-        found.append(types.SimpleNamespace(inputs=inputs, **how))
-        reuse_eps = reuse_eps and not recompute
-        return denoise(eps, project, draw, shape, schedule, steps, eta, reuse_eps)
+            how = {"shape": shape, "held": project is not None, "reuse_eps": reuse_eps, "eta": eta}
+            found.append(types.SimpleNamespace(inputs=inputs, **how))
+            reuse_eps = reuse_eps and not recompute
+            return denoise(eps, project, draw, shape, schedule, steps, eta, reuse_eps)
 
-    monkeypatch.setattr(neuroframes, "denoise", wrapped)
-    monkeypatch.setattr(beyond.drawing, "denoise", wrapped)
+        return wrapped
+
+    monkeypatch.setattr(neuroframes, "denoise", watched(neuroframes.denoise))
+    monkeypatch.setattr(beyond.second_order, "denoise", watched(beyond.second_order.denoise))
     return found
 
 
@@ -697,14 +699,25 @@ def test_steps_eta_and_epsilon_are_those_asked_for(ckpts, tmp_path, monkeypatch)
     calls = calls_of_denoise(monkeypatch)
     deterministic = reconstructed(ckpts, tmp_path, "--gap", 3, "--steps", 7)
     visited = [n for _, n in calls[0].inputs]
-    assert visited == np.linspace(999, 0, 7).round().astype(int).tolist()
+    signal = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+    ratio = np.log(signal / (1 - signal))  # of signal over noise
+    even = np.linspace(ratio[-1], ratio[0], 7)
+    assert visited == np.abs(ratio - even[:, None]).argmin(1).tolist()
     assert len(calls) == 3  # with the EEG, with shuffled EEG, without the null space
     noisy = reconstructed(ckpts, tmp_path, "--gap", 3, "--steps", 7, "--eta", 1)
     assert np.abs(deterministic.neuroframes - noisy.neuroframes).max() > 1e-2
+    first_order = np.linspace(999, 0, 7).round().astype(int).tolist()
+    assert [n for _, n in calls[-1].inputs] == first_order
     calls.clear()
     plain = reconstructed(ckpts, tmp_path, "--gap", 3, "--steps", 7, "--projection", "plain")
     assert np.abs(deterministic.neuroframes - plain.neuroframes).max() > 1e-3
     assert [call.reuse_eps for call in calls] == [True] * 3
+    assert [n for _, n in calls[0].inputs] == first_order
+    ckpt = ["--ckpt", str(ckpts / "tiny" / "ckpt.pt"), "--out", str(tmp_path), "--device", "cpu"]
+    for flags, count in (([], 15), (["--projection", "plain"], 50), (["--paper"], 50)):
+        calls.clear()
+        sampling.main([*ckpt, "--gap", "3", "--samples", "1", *flags])
+        assert len(calls[0].inputs) == count, flags
 
 
 @pytest.mark.parametrize("name", ["tiny", "plain"])
