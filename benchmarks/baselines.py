@@ -2,6 +2,7 @@
 
     python benchmarks/baselines.py ridge --data out/synthetic
     python benchmarks/baselines.py e2fnet --data subjects/rest --no-validation
+    python benchmarks/baselines.py ridge --data subjects/s01 --test ses-2
 
 Each sees the EEG its own way and answers for one frame at a time; loader, splits, z-scores and
 scores are the project's. Writes OUT/NAME/: recon.npy [T_test,V] in z-scores, frames.npy,
@@ -623,13 +624,20 @@ def check_made_from(folder, wanted):
         )
 
 
+def opened(a):
+    """The subject a.data, split as --test and --val say, if they are given."""
+    subject = data.Subject(a.data)
+    subject.split_by_names(vars(a))
+    return subject
+
+
 def run(a):
     """Fit a.rival, and write its test frames to OUT/NAME, which it returns. What is complete is
     left as it is, if it is of the same data and flags."""
     folder = os.path.join(a.out, a.rival)
     recon = os.path.join(folder, "recon.npy")
     os.makedirs(folder, exist_ok=True)
-    subject = data.Subject(a.data)
+    subject = opened(a)
     check_made_from(folder, made_from(a, subject))
     if os.path.exists(recon):
         return folder
@@ -693,6 +701,7 @@ def parse(argv):
     )
     p.add_argument("rival", choices=RIVALS)
     add_flags(p.add_argument)
+    data.add_flags(p.add_argument)
     p.add_argument(
         "--out", default="out/rivals", help="folder for its results (default: out/rivals)"
     )
@@ -703,7 +712,7 @@ def parse(argv):
 def main(argv=None):
     a = parse(argv)
     folder = run(a)
-    subject = data.Subject(a.data)
+    subject = opened(a)
     train = subject.segments("train", validation=not a.no_validation)
     normaliser = data.Normaliser.measure(subject, train)
     recon = np.load(os.path.join(folder, "recon.npy"), mmap_mode="c")

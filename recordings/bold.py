@@ -100,7 +100,7 @@ def open_cifti(path, _):
 def open_gifti(path, _):
     """Without the medial wall: vertices that are 0 or NaN throughout."""
     kept = [(np.nan_to_num(side) != 0).any(0) for side in read_sides(path)]
-    left, right = (BrainModelAxis.from_mask(*side) for side in zip(kept, SIDES.values()))
+    left, right = map(BrainModelAxis.from_mask, kept, SIDES.values())
     axis = left + right
 
     def rows(slice_of_volumes):
@@ -116,7 +116,7 @@ def read_sides(path):
     paths = path, path.replace("hemi-L", "hemi-R")
     images = [load(side, nib.GiftiImage) for side in paths]
     left, right = ([part.data for part in image.darrays] for image in images)
-    if len(left) != len(right) or len({*paths}) < 2:
+    if len(left) != len(right) or "hemi-L" not in path:
         fail(f"{', '.join(paths)}: {len(left)} and {len(right)} volumes; expected hemi-L, hemi-R")
     return np.stack(left), np.stack(right)
 

@@ -28,16 +28,21 @@ def natural(path):
 
 
 def find(flag, patterns):
-    """Paths that some patterns find, ** too, in natural order; a shell may have found them."""
-    found = set()
+    """Paths in the order in which they are listed; those that a pattern finds, ** too, or a shell,
+    in natural order."""
+    found = []
     for pattern in patterns:
-        paths = [pattern]
-        if not os.path.isfile(pattern):
-            paths = [path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)]
+        # A folder may be called study[1]: that goes before a pattern of one letter.
+        paths = glob.glob(pattern.replace("[", "[[]"), recursive=True)
+        paths = paths or glob.glob(pattern, recursive=True)
+        paths = sorted(filter(os.path.isfile, paths), key=natural)
         if not paths:
             fail(f"{flag} {pattern}: finds no file (quote patterns with ** in them)")
-        found |= set(paths)
-    return sorted(found, key=natural)
+        found += paths
+    found = list(dict.fromkeys(found))
+    if found == sorted(found):  # as a shell sorts: run-10 before run-2
+        found.sort(key=natural)
+    return found
 
 
 def entities(path):
@@ -46,28 +51,29 @@ def entities(path):
     folders = re.findall(r"(?:^|[/\\])(sub|ses)-([A-Za-z0-9]+)", path)
     name = re.findall(r"(?:^|_)(sub|ses|task|run)-([A-Za-z0-9]+)", os.path.basename(path))
     found = dict(folders + name)
-    if found.get("run", "").isdecimal():
-        found["run"] = str(int(found["run"]))
+    if "run" in found:
+        found["run"] = found["run"].lstrip("0") or "0"
     return {key: found[key] for key in ("sub", "ses", "task", "run") if key in found}
 
 
-def agree(one, other):
+def agree(path, other_path):
+    one = entities(path)
+    other = entities(other_path)
     shared = one.keys() & other.keys()
-    return bool(shared) and all(one[key] == other[key] for key in shared)
+    return shared and all(one[key] == other[key] for key in shared)
 
 
 def pairs(a):
-    """The Pairs of --bold and --eeg, or of --eeg alone, in natural order."""
-    found = []
+    """The Pairs of --bold and --eeg, or of --eeg alone, in the order of the first."""
+    found = {}
     for bold, eeg in together(a):
         path = (bold or [eeg])[0]
-        found.append(Pair(name_of(path), entities(path).get("sub", ""), bold, eeg))
-        print(f"{found[-1].name}: {' + '.join([*bold, eeg])}")
-    names = [pair.name for pair in found]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        fail(f"several files of {', '.join(twice)}; expected one a run: narrow the pattern")
-    return found
+        name = name_of(path)
+        if name in found:
+            fail(f"{path}: a second file of {name}; expected one a run: narrow the pattern")
+        found[name] = Pair(name, entities(path).get("sub", ""), bold, eeg)
+        print(f"{name}: {' + '.join([*bold, eeg])}")
+    return list(found.values())
 
 
 def together(a):
@@ -78,7 +84,7 @@ def together(a):
     hemispheres = {}  # both files of a run count as one
     for path in find("--bold", a.bold):
         hemispheres.setdefault(re.sub(r"hemi-[LR]", "", path), []).append(path)
-    bolds = list(hemispheres.values())
+    bolds = [sorted(paths) for paths in hemispheres.values()]
     if not a.by_order:
         return by_names(bolds, eegs)
     if len(bolds) != len(eegs):
@@ -88,14 +94,8 @@ def together(a):
 
 def by_names(bolds, eegs):
     """(bold, eeg) that agree; fails if some agree with none, or with several."""
-    found = []
-    partners = {path: [] for path in [*(bold[0] for bold in bolds), *eegs]}
-    for bold in bolds:
-        for eeg in eegs:
-            if agree(entities(bold[0]), entities(eeg)):
-                found.append((bold, eeg))
-                partners[bold[0]].append(eeg)
-                partners[eeg].append(bold[0])
+    partners = {bold[0]: [eeg for eeg in eegs if agree(bold[0], eeg)] for bold in bolds}
+    partners |= {eeg: [bold[0] for bold in bolds if agree(bold[0], eeg)] for eeg in eegs}
     wrong = [path for path, others in partners.items() if len(others) != 1]
     if wrong:
         listed = "; ".join(f"{path}: {', '.join(partners[path]) or 'none'}" for path in wrong)
@@ -103,7 +103,7 @@ def by_names(bolds, eegs):
             "expected one partner of the same sub, ses, task and run of each file, found "
             f"{listed}; narrow --bold or --eeg, or rename; names that say nothing: --by-order"
         )
-    return found
+    return [(bold, partners[bold[0]][0]) for bold in bolds]
 
 
 def name_of(path):

@@ -52,7 +52,7 @@ def prepare_one(a, folder, own, eeg_windows):
         check_alike(found, same, pair, own[0])
         runs.append(run)
     recordings = [run.recording for run in runs]
-    eeg.channels_in_common(recordings, a.bad_channels)
+    eeg.channels_in_common(alone.with_known(a, recordings), a.bad_channels)
 
     V, tr, fs, _, space = same.values()
     unusable = np.flatnonzero(np.concatenate([run.unusable for run in runs]))

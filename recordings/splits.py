@@ -23,19 +23,25 @@ def by_names(subject, flags):
         label[start:stop] = "test"
     for split in ("val", "test"):  # what is named by both is for the test
         for part in flags.get(split) or ():
-            found = [set(part.split("_")) <= set(name.split("_")) for name in names(subject)]
-            if not any(found):
+            found = [
+                run
+                for run, name in zip(subject.runs, names(subject))
+                if set(part.split("_")) <= set(name.split("_"))
+            ]
+            if not found:
                 listed = ", ".join(names(subject))
                 fail(f"--{split} {part}: {subject.folder} has no such run; it has {listed}")
-            for there, (start, stop) in zip(found, subject.runs):
-                if there:
-                    label[start:stop] = split
+            for start, stop in found:
+                label[start:stop] = split
+    if "test" not in label:
+        fail(f"--val: names all test runs of {subject.folder}; name another for it with --test")
     return {split: np.flatnonzero(label == split).tolist() for split in ("train", "val", "test")}
 
 
 def tell(subject):
     """Print what was prepared, and which runs are for what."""
-    (T, V), (_, C, W) = subject.fmri.shape, subject.eeg.shape
+    T, V = subject.fmri.shape
+    _, C, W = subject.eeg.shape
     print(f"{subject.folder}: {T:,} frames x {V:,} vertices, EEG {C} x {W}, TR {subject.tr:g} s")
     tasks = {}
     for split in ("train", "val", "test"):

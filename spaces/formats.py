@@ -64,7 +64,8 @@ def save_gifti(path, values, rows, axis):
 
 
 def save_regions(path, values, rows, axis):
-    """A series: a line a frame. Maps, which have names: a line a region."""
+    """A series: a line a frame. Maps, which have names: a line a region. n/a: as BIDS has it."""
+    values = np.where(np.isnan(values), "n/a", values)
     lines = [axis.name, *values]
     if isinstance(rows, ScalarAxis):
         lines = [["name", *rows.name], *zip(axis.name, *values)]

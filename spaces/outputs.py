@@ -13,7 +13,7 @@ from . import formats, page, pictures
 from .space import load_space
 from .surfaces import Surfaces
 
-# What is written of each test stretch: {array: what it is}.
+# What is written of each test run: {array: what it is}.
 SERIES = {
     "recon": "reconstruction from EEG, mean of samples",
     "truth": "what was measured",
@@ -27,6 +27,7 @@ class Outputs:
 
     def __init__(self, a, study, timeline):
         self.a, self.study, self.timeline = a, study, timeline
+        self.space = load_space(study.subject.folder)
         self.surfaces = None
         if a.plot:
             pictures.pyplot()  # if it is missing, say so now and not at the end
@@ -44,43 +45,52 @@ class Outputs:
         """Where there is a space, series and maps in it; if asked for, plot.png and surfaces.png.
         arrays {"truth", "recon", "std": [T,V]} at the frames; r [2,V] over time, with the EEG and
         with shuffled EEG; missing: places of frames that were not seen whole."""
-        if self.study.subject.space is not None:
+        if self.space:
             self.write_all_series(folder, arrays)
             self.write_maps(folder, arrays, r, missing)
         if self.a.plot:
-            pictures.carpet(os.path.join(folder, "plot.png"), arrays, title)
+            pictures.carpet(f"{folder}/plot.png", arrays, title)
         if importlib.util.find_spec("matplotlib"):
             self.write_page(folder, arrays, r, title)
         if self.surfaces:
-            path = os.path.join(folder, "surfaces.png")
+            path = f"{folder}/surfaces.png"
             self.surfaces.draw_median(path, arrays, missing, self.timeline.rows, title)
 
     def write_all_series(self, folder, names):
         """Of arrays of these names; and what they are."""
-        space = load_space(self.study.subject.folder)
         for name in SERIES.keys() & names:
-            self.write_series(space, folder, name)
+            self.write_series(folder, name)
         self.write_about(folder)
 
-    def write_series(self, space, folder, name):
-        """An array, with its points between frames, in raw units: a file for each stretch, for a
-        series has one start time, and cannot skip frames."""
+    def write_series(self, folder, name):
+        """An array, with its points between frames, in raw units: a file for each run, from its
+        first test frame to the last; NaN where a frame between is none (it moved, say)."""
         subject, normaliser = self.study.subject, self.study.normaliser
+        rows = self.timeline.rows
         z = np.load(f"{folder}/{name}.npy", mmap_mode="r")
-        points = len(z) // len(self.timeline.rows)  # to a frame
+        points = len(z) // len(rows)  # to a frame
+        z = z.reshape(len(rows), -1)  # [T,points V]
         tr = subject.tr / points
-        runs = []
-        for low, high in self.timeline.stretches:
-            run, start = subject.when(self.timeline.rows[low])
-            runs.append(run)
-            chunk = f"_chunk-{runs.count(run)}" if run in runs[:-1] else ""
-            x = z[low * points : high * points]  # [points,V]
+        runs = np.array([subject.when(row)[0] for row in rows])  # [T]
+        for run in np.unique(runs):
+            here = rows[runs == run]
+            span = np.arange(here[0], here[-1] + 1)  # [t] of fmri.npy's rows
+            place = np.searchsorted(rows, span)  # of each, or of the next that is there
+            x = z[place]  # [t,points V]
+            x[rows[place] != span] = np.nan
+            x = x.reshape(-1, len(self.space))  # [t points,V]
             x = x * normaliser.std if name == "std" else normaliser.raw(x)
+            _, start = subject.when(here[0])
             run_name = subject.meta["names"][run - 1] if "names" in subject.meta else f"run-{run}"
-            path = f"{folder}/{run_name}{chunk}_desc-{name}_bold"
-            formats.save_series(space, path, x, tr, start)
-            about = {"RepetitionTime": tr, "StartTime": start, "Description": SERIES[name]}
-            files.save_json(f"{path}.json", {**about, "Sources": [source_of(subject.meta, run)]})
+            path = f"{folder}/{run_name}_desc-{name}_bold"
+            formats.save_series(self.space, path, x, tr, start)
+            about = {
+                "RepetitionTime": tr,
+                "StartTime": start,
+                "Description": SERIES[name],
+                "Sources": [source_of(subject.meta, run)],
+            }
+            files.save_json(f"{path}.json", about)
 
     def write_maps(self, folder, arrays, r, missing):
         """r over time, and the squared error in z-scores of what was not observed."""
@@ -92,8 +102,7 @@ class Outputs:
             count = count + (error != 0)
         mse = np.where(np.isnan(r[0]), np.nan, total / np.maximum(count, 1))
         maps = {"r": r[0], "r, shuffled EEG": r[1], "difference": r[0] - r[1], "MSE": mse}
-        space = load_space(self.study.subject.folder)
-        formats.save_maps(space, f"{folder}/desc-r_statmap", maps)
+        formats.save_maps(self.space, f"{folder}/desc-r_statmap", maps)
 
     def write_page(self, folder, arrays, r, title):
         """report.html."""

@@ -16,9 +16,11 @@ class Unscored(Results):
     def __init__(self, a, study, *how):
         super().__init__(a, study, *how)
         self.scores = self
-        for flag in ("interrecon", "plot", "surfaces"):
-            if getattr(a, flag):
-                fail(f"--{flag}: {study.subject.folder} is EEG alone, without any frame; leave it")
+        if a.interrecon or a.plot or a.surfaces:
+            fail(
+                f"{study.subject.folder}: is EEG alone, without frames to complete or to compare "
+                "with; leave out --interrecon, --gap, --anchors, --observe, --plot, --surfaces"
+            )
 
     def add(self, *guess):
         """In place of Scores.add."""
@@ -27,11 +29,11 @@ class Unscored(Results):
         """recon.npy, std.npy and frames.npy; and the first two in the recording's own format."""
         arrays = {name: writer.close() for name, writer in self.writers.items()}
         for name in ("truth", "shuffled"):
-            arrays.pop(name, None)
+            del arrays[name]
             os.remove(self.path(f"{name}.npy"))
-        points = len(arrays["recon"]) // len(self.timeline.rows)
+        points = self.a.upsample
         rows = self.timeline.rows[:, None] + np.arange(points) / points
         files.save_array(self.path("frames.npy"), rows.ravel())
-        if outputs and self.subject.space is not None:
+        if outputs.space:
             outputs.write_all_series(self.folder, arrays)
         say(f"EEG alone: {len(self.timeline.rows):,} frames, nothing to score them by")

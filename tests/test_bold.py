@@ -70,6 +70,15 @@ def parcels():
     return ParcelsAxis.from_brain_models([("A", models()[:5]), ("B", models()[5:])])
 
 
+def parcels_of_both_sides():
+    """One of the left side, one of both, one of both and of voxels."""
+    left = BrainModelAxis.from_mask(np.arange(9) > 2, "CIFTI_STRUCTURE_CORTEX_LEFT")
+    right = BrainModelAxis.from_mask(np.arange(8) < 5, "CIFTI_STRUCTURE_CORTEX_RIGHT")
+    both = left[:2] + right[:2]
+    rest = left[4:] + right[2:] + models()[12:]
+    return ParcelsAxis.from_brain_models([("L", left[2:4]), ("both", both), ("rest", rest)])
+
+
 def hemispheres(folder, run, left, right):
     """hemi-L and hemi-R of series [T,n]."""
     paths = []
@@ -210,7 +219,7 @@ def test_tables_of_regions(tmp_path, suffix, separator):
         opened(path)
 
 
-@pytest.mark.parametrize("axis", [models(), parcels()])
+@pytest.mark.parametrize("axis", [models(), parcels(), parcels_of_both_sides()])
 def test_cifti(tmp_path, axis):
     kind = ".dtseries.nii" if isinstance(axis, BrainModelAxis) else ".ptseries.nii"
     x = np.random.default_rng(0).standard_normal((T, len(axis))).astype(np.float32)
@@ -343,6 +352,42 @@ def test_what_is_written_is_read_again(tmp_path, mask, kind):
         assert image.header.get_axis(0).name.tolist() == ["r", "MSE"]
 
 
+def test_parcels_of_both_hemispheres(tmp_path):
+    """In, as a subject's space, and out again: which vertices and voxels each is of is kept."""
+    axis = parcels_of_both_sides()
+    x = np.random.default_rng(0).standard_normal((T, 3)).astype(np.float32)
+    image = nib.Cifti2Image(x, (SeriesAxis(0, 0.8, T, "SECOND"), axis))
+    image.nifti_header.set_intent("NIFTI_INTENT_CONNECTIVITY_PARCELLATED_SERIES")
+    nib.save(image, tmp_path / "run-1_bold.ptseries.nii")
+    bold = opened(tmp_path / "run-1_bold.ptseries.nii")
+    check_frames(bold, x)
+    bold.space.save(str(tmp_path))
+    again = load_space(str(tmp_path))
+    formats.save_series(again, f"{tmp_path}/run-1_desc-recon_bold", 2 * x, 0.8, 4.0)
+    formats.save_maps(again, f"{tmp_path}/desc-r_statmap", {"r": x[0]})
+
+    series = nib.load(tmp_path / "run-1_desc-recon_bold.ptseries.nii")
+    maps = nib.load(tmp_path / "desc-r_statmap.pscalar.nii")
+    np.testing.assert_array_equal(series.get_fdata(), 2 * x)
+    np.testing.assert_array_equal(maps.get_fdata(), x[:1])
+    for found in (series.header.get_axis(1), maps.header.get_axis(1)):
+        assert found == axis and found.name.tolist() == ["L", "both", "rest"]
+        sides = {side: list(vertices) for side, vertices in found.vertices[2].items()}
+        left = [7, 8]  # of vertices 3 to 8 the first two are of "both", the next two of "L"
+        expected = {"CIFTI_STRUCTURE_CORTEX_LEFT": left, "CIFTI_STRUCTURE_CORTEX_RIGHT": [2, 3, 4]}
+        assert sides == expected and len(found.voxels[2]) == 4
+
+
+def test_no_value_is_na_in_tables(tmp_path):
+    """As BIDS has it, of series and of maps."""
+    space = Space(ScalarAxis(["V1", "M1"]), ".tsv")
+    values = np.array([[1.5, np.nan], [np.nan, -2.25]], np.float32)
+    formats.save_series(space, f"{tmp_path}/x", values, 2, 0)
+    formats.save_maps(space, f"{tmp_path}/m", {"r": values[0], "MSE": values[1]})
+    assert (tmp_path / "x.tsv").read_text() == "V1\tM1\n1.5\tn/a\nn/a\t-2.25\n"
+    assert (tmp_path / "m.tsv").read_text() == "name\tr\tMSE\nV1\t1.5\tn/a\nM1\tn/a\t-2.25\n"
+
+
 def test_units_of_volumes(tmp_path, mask):
     space = Space(spaces(mask[1])[".nii.gz"], ".nii.gz")
     formats.save_series(space, f"{tmp_path}/x", np.ones((2, 22)), 2, 0)
@@ -380,14 +425,18 @@ def test_results_of_volumes(tmp_path, mask):
     outputs.write_page = lambda *content: None
     outputs.write(str(tmp_path), arrays, r, np.arange(7), "title")
 
-    names = {f"{stem}1": slice(0, 4), f"{stem}1_chunk-2": slice(4, 6), f"{stem}2": slice(6, 7)}
+    # Of each run its frames, at their volumes after its first one; NaN between.
+    names = {f"{stem}1": (slice(0, 6), [0, 1, 2, 3, 10, 11]), f"{stem}2": (slice(6, 7), [0])}
     raw = {"recon": recon * 3 + mean, "truth": truth * 3 + mean, "std": np.abs(std) * 3}
-    for name, rows in names.items():
+    for name, (rows, volumes) in names.items():
         for what, x in raw.items():
             series = nib.load(tmp_path / f"{name}_desc-{what}_bold.nii.gz").get_fdata()
-            np.testing.assert_allclose(series[mask[1]].T, x[rows], rtol=1e-6)
-    about = json.loads((tmp_path / f"{stem}1_chunk-2_desc-truth_bold.json").read_text())
-    assert about["StartTime"] == 40.0 and about["Sources"] == source[0][:1]
+            expected = np.full((volumes[-1] + 1, 22), np.nan)
+            expected[volumes] = x[rows]
+            np.testing.assert_allclose(series[mask[1]].T, expected, rtol=1e-6)
+    assert len(list(tmp_path.glob("*_bold.nii.gz"))) == 6
+    about = json.loads((tmp_path / f"{stem}1_desc-truth_bold.json").read_text())
+    assert about["StartTime"] == 20.0 and about["Sources"] == source[0][:1]
     assert (tmp_path / "frames.tsv").read_text().splitlines()[
         5
     ] == f"20\t1\t20\t40.0\t{source[0][0]}"

@@ -183,8 +183,9 @@ def test_any_length_from_one_checkpoint(tiny, tmp_path, monkeypatch):
     assert np.abs(recon[3] - recon[30]).max() > 1e-3
 
 
-def test_a_file_for_each_test_stretch(trained, tmp_path, monkeypatch):
-    """With two test runs there are two series, each with its own start."""
+def test_a_file_for_each_test_run(trained, tmp_path, monkeypatch):
+    """With two test runs there are two series, each with its own start. Frames between that are not
+    of the test are NaN."""
     folder = tmp_path / "subject"
     folder.mkdir()
     for name in ("fmri.npy", "eeg.npy", "space.dscalar.nii"):
@@ -197,12 +198,13 @@ def test_a_file_for_each_test_stretch(trained, tmp_path, monkeypatch):
     given = "--ckpt", trained / "ckpt.pt", "--out", tmp_path, "--samples", 1, "--steps", 2
     command(monkeypatch, sampling, *given, "--data", folder)
     names = sorted(path.name for path in (tmp_path / "direct").glob("*recon*.dtseries.nii"))
-    stems = ["rest_run-2", "rest_run-2_chunk-2", "rest_run-4"]
+    stems = ["rest_run-2", "rest_run-4"]
     assert names == sorted(f"{stem}_desc-recon_bold.dtseries.nii" for stem in stems)
-    series = nib.load(
-        tmp_path / "direct" / f"{stems[0]}_desc-recon_bold.dtseries.nii"
-    ).header.get_axis(0)
-    assert series.size == 20 and series.start == pytest.approx((5 + 5) * 0.8)
+    image = nib.load(tmp_path / "direct" / f"{stems[0]}_desc-recon_bold.dtseries.nii")
+    series = image.header.get_axis(0)
+    assert series.size == 35 and series.start == pytest.approx((5 + 5) * 0.8)
+    nothing = np.isnan(image.get_fdata())
+    assert nothing[20:30].all() and not nothing[:20].any() and not nothing[30:].any()
     assert np.load(tmp_path / "direct/frames.npy").tolist() == frames
 
 

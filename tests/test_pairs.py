@@ -88,3 +88,38 @@ def test_several_people_get_a_folder_each(tmp_path):
 def test_a_pattern_that_finds_nothing_says_so(tmp_path):
     with pytest.raises(Problem, match="finds no file"):
         found(flags(tmp_path, [], ["run-1_eeg.npy"]))
+
+
+def test_files_that_are_listed_keep_their_order(tmp_path):
+    """With names that say nothing, the order is all there is."""
+    bold, eeg = ["second_bold.npy", "first_bold.npy"], ["x2_eeg.npy", "x1_eeg.npy"]
+    a = flags(tmp_path, bold, eeg, by_order=True)
+    a.bold = [str(tmp_path / name) for name in bold]
+    a.eeg = [str(tmp_path / name) for name in eeg]
+    assert [run[1:] for run in found(a)] == [([bold[0]], eeg[0]), ([bold[1]], eeg[1])]
+    # What is listed as a shell sorts is what it found.
+    there = [str(tmp_path / f"run-{run}_bold.npy") for run in (10, 2)]
+    assert pairs.natural(there[1]) < pairs.natural(there[0])
+    for name in ("run-10_bold.npy", "run-2_bold.npy"):
+        (tmp_path / name).touch()
+    assert pairs.find("--bold", there) == there[::-1]
+    assert pairs.find("--bold", [*there, there[0]]) == there[::-1]  # named twice
+
+
+def test_the_left_hemisphere_goes_first(tmp_path):
+    bold = [f"run-{run}_hemi-{side}_bold.func.gii" for run in (1, 2) for side in "RL"]
+    eeg = ["run-1_eeg.npy", "run-2_eeg.npy"]
+    a = flags(tmp_path, bold, eeg)
+    a.bold = [str(tmp_path / name) for name in bold]
+    assert [run[1] for run in found(a)] == [bold[1::-1], bold[:1:-1]]
+
+
+def test_brackets_in_the_name_of_a_folder(tmp_path):
+    (tmp_path / "study1").mkdir()
+    (tmp_path / "study1/run-1_bold.npy").touch()  # what the pattern study[1] would find
+    bold = [f"study[1]/run-{run}_bold.npy" for run in (1, 2, 10)]
+    flags(tmp_path, bold, [])
+    there = [str(tmp_path / name) for name in bold]
+    assert pairs.find("--bold", [str(tmp_path / "study[1]/*bold.npy")]) == there
+    assert pairs.find("--bold", [str(tmp_path / "study[[]1]/run-[12]_*")]) == there[:2]
+    assert pairs.find("--bold", there[:1]) == there[:1]

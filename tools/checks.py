@@ -86,6 +86,8 @@ def check_training(a, subject, segments, enough):
     is allowed, but perhaps not meant, is said before training, not after. enough: frames for the
     paper's sizes."""
     check_values(subject)
+    if subject.meta.get("eeg_alone"):
+        fail(f"{subject.folder}: is EEG without fMRI; train on the subject of its --like")
     lengths = [high - low for low, high in segments]
     if a.frames > max(lengths, default=0):
         found = f"no training stretch of {subject.folder} is that long"
@@ -106,13 +108,11 @@ def settle_sampling(a, beyond):
     """Settle what the flags of sample.py leave open, and check those that need no data to be
     checked. beyond: the chapters, or None where there are none."""
     for name in OF_CHAPTERS:
-        setattr(a, name, getattr(a, name, None))
-    given = [flag(name) for name in OF_CHAPTERS if getattr(a, name)]
-    if a.paper and given:
-        fail(f"--paper {given[0]}: the paper has no {given[0]}; leave one of them out")
+        if vars(a).setdefault(name) and a.paper:
+            fail(f"--paper {flag(name)}: the paper has no {flag(name)}; leave one of them out")
     if beyond is None and not a.paper:
         fail("--paper is missing: without the folder beyond/ sample.py draws as the paper does")
-    check_positive(a, "gap", "frames", "window", "upsample", "samples", "steps", "batch_size")
+    check_positive(a, "gap", "frames", "window", "upsample", "samples", "batch_size")
     check_range(a, 0, 1, "eta")
     check_range(a, 0, 10**9, "seed")
     check_range(a, 1, 1000, "steps")
@@ -222,10 +222,10 @@ def check_tr(path, tr):
 def check_runs(meta, T):
     """ValueError, or the like, if runs or split of subject.json cannot be those of T frames."""
     runs = meta["runs"]
-    edges = np.array(runs).ravel()
-    if np.array(runs).shape != (len(runs), 2) or edges.dtype.kind != "i" or not runs:
+    edges = np.array(runs)  # [runs,2]; of none its shape is another
+    if edges.shape != (len(runs), 2) or edges.dtype.kind != "i":
         raise ValueError(f"runs {runs} that are no pairs of whole numbers")
-    if (np.diff([0, *edges, T]) < 0).any() or (edges[::2] == edges[1::2]).any():
+    if (np.diff([0, *edges.ravel(), T]) < 0).any() or (edges[:, 0] == edges[:, 1]).any():
         raise ValueError(f"runs {runs} that do not lie one after another within 0 to {T}")
     meta.setdefault("first_volume", [0] * len(runs))
     if len(meta["first_volume"]) < len(runs):
@@ -277,19 +277,22 @@ def check_subject(subject):
 def check_fits(subject, ckpt, path):
     """Fail if the checkpoint of this path cannot be used on a data.Subject; say so if it was
     trained on another, and return whether it was not."""
-    found = (subject.fmri.shape[1], *subject.eeg.shape[1:])  # V, C, W
+    found = subject.fmri.shape[1], *subject.eeg.shape[1:]  # V, C, W
     config = ckpt["config"]
-    trained = (len(ckpt["normaliser"]["mean"]), config["channels"], config["samples"])
+    trained = len(ckpt["normaliser"]["mean"]), config["channels"], config["samples"]
     if found != trained:
         fail(
             f"{subject.folder}: has {found[0]:,} vertices, {found[1]} EEG channels of {found[2]} "
             f"samples a frame; {path} was trained on {trained[0]:,}, {trained[1]} and "
             f"{trained[2]}: prepare it with the same space, --channels and --fs, or train on it"
         )
-    there = ckpt.get("eeg", {}).get("channels")
-    here = subject.meta["eeg"].get("channels", there)
-    if there and here != there:
-        fail(f"{subject.folder}: its EEG channels are {here}; {path} was trained on {there}")
+    for what in ("channels", "highpass", "lowpass", "notch", "reference"):
+        there = ckpt.get("eeg", {}).get(what)
+        here = subject.meta["eeg"].get(what)
+        if what != "channels" and here != there:
+            print(f"note: EEG's {what} is {here}; {path} was trained on {there}", file=sys.stderr)
+        elif here and there and here != there:
+            fail(f"{subject.folder}: its EEG {what} are {here}; {path} was trained on {there}")
     same = subject.meta["checksums"] == ckpt["checksums"]
     if not same:
         print(
@@ -305,13 +308,11 @@ def check_values(subject, block=256):
     run."""
     bold, eeg = (os.path.join(subject.folder, name) for name in ("fmri.npy", "eeg.npy"))
     for start, stop in subject.runs:
-        lows = []
-        highs = []
+        extremes = []
         for i in range(start, stop, block):
             rows = slice(i, min(i + block, stop))
             check_finite(subject.fmri[rows], bold, subject.fmri, "frame", "vertex")
             windows = np.asarray(subject.eeg[rows], np.float32)  # [t,C,W]
-            lows.append(windows.min((0, 2)))  # [C]; of NaN it is NaN
-            highs.append(windows.max((0, 2)))
-            check_finite([lows[-1], highs[-1]], eeg, subject.eeg, "frame", "channel", "sample")
-        check_channels(eeg, np.min(lows, 0), np.max(highs, 0))
+            extremes.append([windows.min((0, 2)), windows.max((0, 2))])  # [2,C]; of NaN NaN
+            check_finite(extremes[-1], eeg, subject.eeg, "frame", "channel", "sample")
+        check_channels(eeg, np.min(extremes, 0)[0], np.max(extremes, 0)[1])
