@@ -716,14 +716,13 @@ def main(argv=None):
     train = subject.segments("train", validation=not a.no_validation)
     normaliser = data.Normaliser.measure(subject, train)
     recon = np.load(os.path.join(folder, "recon.npy"), mmap_mode="c")
-    t = np.load(os.path.join(folder, "frames.npy"))
     regions = {name: mask & normaliser.valid for name, mask in subject.rois.items()}
-    nothing = np.zeros((1, 1), bool)
-    scores = Scores({"whole": normaliser.valid, **regions}, nothing, frame_scores)
-    for i in range(0, len(t), 100):
-        x = torch.from_numpy(normaliser.zscore(subject.fmri[t[i : i + 100]]))
-        guess = torch.from_numpy(recon[i : i + 100])
-        scores.add(a.rival, guess, x, np.zeros(len(x), int))
+    seen, of_frame = data.patterns(np.zeros((1, len(normaliser.valid)), bool))  # nothing is
+    timeline = data.timeline(subject.segments("test"), 100, of_frame)
+    scores = Scores({"whole": normaliser.valid, **regions}, timeline, seen, frame_scores)
+    for places in timeline.blocks:
+        x = torch.from_numpy(normaliser.zscore(subject.fmri[timeline.rows[places]]))
+        scores.add(a.rival, torch.from_numpy(recon[places]), x, places)
     chosen = read_json(os.path.join(folder, "chosen.json"))
     print(f"{a.rival}: " + ", ".join(f"{name} {value:g}" for name, value in chosen.items()))
     for region, row in scores.summary()[a.rival].items():

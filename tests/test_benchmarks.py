@@ -258,6 +258,21 @@ def test_a_rival_does_not_pass_off_results_of_other_data_or_flags(subject, tmp_p
     refused(settings(subject, tmp_path, "ridge"), every)
 
 
+def test_a_rival_has_the_test_runs_that_are_named(subject, tmp_path, capsys):
+    """As train.py has them: the runs that sample.py's results are of."""
+    s = data.Subject(subject)
+    given = "--data", subject, "--test", "run-2", "--val", "run-1", "--device", "cpu"
+    baselines.main(["ridge", *given, "--out", str(tmp_path)])
+    assert np.load(tmp_path / "ridge/frames.npy").tolist() == list(range(*s.runs[1]))
+    made = baselines.read_json(tmp_path / "ridge/made_from.json")["segments"]
+    assert made["val"] == [s.runs[0]] and made["train"] == s.runs[2:]
+    # What is printed is of these frames, in z-scores of the runs that it was fitted on.
+    normaliser = data.Normaliser.measure(s, s.runs[2:])
+    truth = normaliser.zscore(s.fmri[slice(*s.runs[1])])
+    mse = ((np.load(tmp_path / "ridge/recon.npy") - truth) ** 2).mean()
+    assert f"mse {mse:.3f}" in capsys.readouterr().out
+
+
 # ---- The table -------------------------------------------------------------------------
 
 

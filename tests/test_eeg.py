@@ -138,6 +138,33 @@ def test_edf_with_annotations_and_a_trigger_channel(tmp_path, capsys):
         np.testing.assert_allclose(eeg.volume_onsets(found, given(trigger=name), 20, TR), at)
 
 
+def test_bdf_with_its_status_channel(tmp_path, capsys):
+    """24 bits, as BioSemi has them, with triggers in Status."""
+    edfio = pytest.importorskip("edfio")
+    pytest.importorskip("mne")
+    if not hasattr(edfio, "Bdf"):
+        pytest.skip("this edfio writes no BDF")
+    values = noise(3, 6000)
+    at = 500 + 200 * np.arange(20)
+    status = np.zeros(6000)
+    for i in at:
+        status[i : i + 3] = 128
+    limits = dict(physical_range=(-300, 300), physical_dimension="uV")
+    signals = [
+        edfio.BdfSignal(x.clip(-300, 300), FS, label=label, **limits)
+        for x, label in zip(values, ["A1", "EXG ECG", "B32"])
+    ]
+    signals.append(edfio.BdfSignal(status, FS, label="Status", physical_range=(-8388608, 8388607)))
+    path = str(tmp_path / "run.bdf")
+    edfio.Bdf(signals).write(path)
+
+    found = eeg.open_eeg(path, given())
+    assert (found.names, found.fs, found.samples) == (["A1", "B32"], FS, 6000)
+    assert "EXG ECG, Status" in capsys.readouterr().out
+    np.testing.assert_allclose(found.read(100, 400) * 1e6, values[[0, 2], 100:400], atol=1e-4)
+    np.testing.assert_allclose(eeg.volume_onsets(found, given(trigger="128"), 20, TR), at)
+
+
 def test_fif_that_begins_late_and_skips(tmp_path):
     """Annotations count from when the amplifier was started, samples from the file's first."""
     mne = pytest.importorskip("mne")

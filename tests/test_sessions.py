@@ -289,6 +289,8 @@ def test_eeg_alone_that_a_model_does_not_know(fmriprep, monkeypatch, capsys):
     command(monkeypatch, data, *where, root / "alone")
     flags = "--ckpt", root / "out/ckpt.pt", "--data", root / "alone", "--interrecon"
     cases = [(sample, flags, "is EEG alone"), (data, (*where, "x", "--resample", 50), "50 samples")]
+    cases.append((sample, (*flags[:4], "--gap", 3), "without frames to complete"))
+    cases.append((train, ("--data", root / "alone", "--out", root / "o"), "is EEG without fMRI"))
     for module, given, words in cases:
         with pytest.raises(SystemExit):
             command(monkeypatch, module, *given)
@@ -302,6 +304,90 @@ def test_eeg_alone_that_a_model_does_not_know(fmriprep, monkeypatch, capsys):
     assert found.meta["eeg"]["channels"] == subject.meta["eeg"]["channels"]
     expected = (eeg - eeg.mean(1, keepdims=True))[1:][order]
     np.testing.assert_allclose(found.eeg[0] * 1e6, expected[:, :80], atol=0.02)
+
+
+def test_eeg_alone_that_lacks_a_channel(fmriprep, monkeypatch, capsys):
+    """Made from the others, where that is asked for; beside a file that lacks none."""
+    root, _, _ = fmriprep
+    mne = pytest.importorskip("mne")
+    subject = prepared(monkeypatch, root)
+    rng = np.random.default_rng(0)
+    values = rng.normal(0, 20, (5, 5000))
+    brainvision(root, "run-1_more", values, ["P9", *NAMES], [])
+    lacking = ["Oz", "Fz", "Cz"]
+    brainvision(root, "run-2_less", values[:3], lacking, [])
+    where = "--eeg", root / "run-*.vhdr", "--like", subject.folder, "--out", root / "alone"
+    for mode in ("error", "intersect"):
+        with pytest.raises(SystemExit):
+            command(monkeypatch, data, *where, "--bad-channels", mode)
+        said = capsys.readouterr().err
+        assert "run-2_less.vhdr: has no channel Pz" in said and "--bad-channels inter" in said
+    command(monkeypatch, data, *where, "--bad-channels", "interpolate")
+    assert "run-2_less.vhdr: interpolated: Pz" in capsys.readouterr().out
+
+    alone = data.Subject(str(root / "alone"))
+    names = subject.meta["eeg"]["channels"]
+    assert alone.meta["eeg"]["channels"] == names and len(alone.runs) == 2
+    values -= values.mean(1, keepdims=True)
+    expected = values[1:][[NAMES.index(name) for name in names]]
+    np.testing.assert_allclose(alone.eeg[0] * 1e6, expected[:, :80], atol=0.02)
+    raw = mne.io.RawArray(values[[0, 1, 2, 0]], mne.create_info([*lacking, "Pz"], FS, "eeg"))
+    raw.info["bads"] = ["Pz"]
+    templates = mne.channels.get_builtin_montages()
+    raw.set_montage(next(name for name in templates if name.endswith("_1005")))
+    raw.interpolate_bads()
+    expected = raw.get_data(names)
+    np.testing.assert_allclose(alone.eeg[alone.runs[1][0]] * 1e6, expected[:, :80], atol=0.02)
+
+
+def test_a_model_whose_subject_says_nothing_of_its_eeg(tmp_path, monkeypatch):
+    """As one of folders of frames."""
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "bold.npy", rng.normal(100, 1, (VOLUMES, 3)).astype("f4"))
+    np.save(tmp_path / "eeg.npy", rng.normal(size=(4, 4800)).astype("f4"))
+    eeg = "--eeg", tmp_path / "eeg.npy", "--fs", FS
+    bold = "--bold", tmp_path / "bold.npy", "--by-order", "--tr", TR
+    command(monkeypatch, data, *eeg, *bold, "--out", tmp_path / "known")
+    path = tmp_path / "known/subject.json"
+    about = json.loads(path.read_text())
+    del about["eeg"]
+    path.write_text(json.dumps(about))
+    command(monkeypatch, data, *eeg, "--like", tmp_path / "known", "--out", tmp_path / "alone")
+    assert data.Subject(str(tmp_path / "alone")).eeg.shape == (55, 4, 80)
+
+
+def test_filters_that_the_model_was_not_trained_on(fmriprep, monkeypatch, capsys):
+    """Another subject, or EEG alone: power that it never saw, or that it misses."""
+    root, _, _ = fmriprep
+    subject = prepared(monkeypatch, root, "--band", 1, 40)
+    command(monkeypatch, train, "--data", subject.folder, *CLOSED, "--out", root / "out")
+    where = "--eeg", root / "sub-01/eeg/*talk*.vhdr", "--like", subject.folder, "--out"
+    other = "--band", 1, 30, "--notch", 20, "--reference", "average"
+    command(monkeypatch, data, *where, root / "alone", *other)
+    capsys.readouterr()
+    command(monkeypatch, sample, "--ckpt", root / "out/ckpt.pt", "--data", root / "alone")
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: EEG")]
+    assert [line.split(";")[0] for line in notes] == [
+        "note: EEG's lowpass is 30.0",
+        "note: EEG's notch is 20.0",
+        "note: EEG's reference is average",
+    ]
+    assert notes[0].endswith("was trained on 40.0")
+    command(monkeypatch, sample, "--ckpt", root / "out/ckpt.pt", "--out", root / "again")
+    assert "note: EEG" not in capsys.readouterr().err
+
+
+def test_a_validation_that_leaves_no_test(fmriprep, monkeypatch, capsys):
+    """By default the last run is the test: training would go on, and never be scored."""
+    subject = prepared(monkeypatch, fmriprep[0])
+    flags = "--data", subject.folder, "--val", "task-talk", *CLOSED, "--out", fmriprep[0] / "out"
+    with pytest.raises(SystemExit):
+        command(monkeypatch, train, *flags)
+    said = capsys.readouterr().err
+    assert "--val: names all test runs" in said and "--test" in said
+    subject.split_by_names({"test": ["run-1"], "val": ["task-talk"]})
+    assert subject.segments("test") == [tuple(subject.runs[0])]
+    assert subject.segments("val") == [tuple(subject.runs[2])]
 
 
 def test_channels_of_another_order_are_refused(fmriprep, monkeypatch, capsys):
