@@ -27,7 +27,6 @@ class Outputs:
 
     def __init__(self, a, study, timeline):
         self.a, self.study, self.timeline = a, study, timeline
-        self.space = load_space(study.subject.folder)
         self.surfaces = None
         if a.plot:
             pictures.pyplot()  # if it is missing, say so now and not at the end
@@ -41,11 +40,15 @@ class Outputs:
                 )
             self.surfaces = Surfaces(a.surfaces, subject.space, subject.folder)
 
+    @property
+    def space(self):
+        return load_space(self.study.subject.folder)
+
     def write(self, folder, arrays, r, missing, title):
         """Where there is a space, series and maps in it; if asked for, plot.png and surfaces.png.
         arrays {"truth", "recon", "std": [T,V]} at the frames; r [2,V] over time, with the EEG and
         with shuffled EEG; missing: places of frames that were not seen whole."""
-        if self.space:
+        if self.study.subject.space is not None:
             self.write_all_series(folder, arrays)
             self.write_maps(folder, arrays, r, missing)
         if self.a.plot:
@@ -53,8 +56,9 @@ class Outputs:
         if importlib.util.find_spec("matplotlib"):
             self.write_page(folder, arrays, r, title)
         if self.surfaces:
-            path = f"{folder}/surfaces.png"
-            self.surfaces.draw_median(path, arrays, missing, self.timeline.rows, title)
+            self.surfaces.draw_median(
+                f"{folder}/surfaces.png", arrays, missing, self.timeline.rows, title
+            )
 
     def write_all_series(self, folder, names):
         """Of arrays of these names; and what they are."""
@@ -67,6 +71,7 @@ class Outputs:
         first test frame to the last; NaN where a frame between is none (it moved, say)."""
         subject, normaliser = self.study.subject, self.study.normaliser
         rows = self.timeline.rows
+        space = self.space
         z = np.load(f"{folder}/{name}.npy", mmap_mode="r")
         points = len(z) // len(rows)  # to a frame
         z = z.reshape(len(rows), -1)  # [T,points V]
@@ -78,12 +83,12 @@ class Outputs:
             place = np.searchsorted(rows, span)  # of each, or of the next that is there
             x = z[place]  # [t,points V]
             x[rows[place] != span] = np.nan
-            x = x.reshape(-1, len(self.space))  # [t points,V]
+            x = x.reshape(-1, len(space))  # [t points,V]
             x = x * normaliser.std if name == "std" else normaliser.raw(x)
             _, start = subject.when(here[0])
             run_name = subject.meta["names"][run - 1] if "names" in subject.meta else f"run-{run}"
             path = f"{folder}/{run_name}_desc-{name}_bold"
-            formats.save_series(self.space, path, x, tr, start)
+            formats.save_series(space, path, x, tr, start)
             about = {
                 "RepetitionTime": tr,
                 "StartTime": start,

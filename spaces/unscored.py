@@ -27,13 +27,13 @@ class Unscored(Results):
 
     def finish(self, spread, outputs, look_back):
         """recon.npy, std.npy and frames.npy; and the first two in the recording's own format."""
-        arrays = {name: writer.close() for name, writer in self.writers.items()}
+        for writer in self.writers.values():
+            writer.close()
         for name in ("truth", "shuffled"):
-            del arrays[name]
             os.remove(self.path(f"{name}.npy"))
         points = self.a.upsample
         rows = self.timeline.rows[:, None] + np.arange(points) / points
         files.save_array(self.path("frames.npy"), rows.ravel())
         if outputs.space:
-            outputs.write_all_series(self.folder, arrays)
+            outputs.write_all_series(self.folder, self.writers.keys() - {"truth"})
         say(f"EEG alone: {len(self.timeline.rows):,} frames, nothing to score them by")
