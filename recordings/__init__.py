@@ -11,10 +11,18 @@ splits.py     which runs are for training, validation and test
 
 import os
 
-from tools.checks import check_positive, check_range
+from tools.checks import check_positive, check_range, flag
 from tools.errors import Parser, fail, named
 
 from . import alone, folders, pairs, runs
+
+# What files some flags are for.
+FOR = {
+    "runs of BOLD": "by_order times mask atlas confounds strategy high_pass fd trigger skip",
+    "folders of frames": "frames_per_run space space_mask",
+    "continuous EEG": "fs band notch resample reference bad_channels start trigger skip like",
+    "folders of windows": "split times",
+}
 
 
 def parse(argv=None):
@@ -56,11 +64,13 @@ def parse(argv=None):
     # Folders of frames
     add("--frames-per-run", type=int, help="folders: a new run every N frames (CineBrain: 1350)")
     add("--space", help="folders: a .dtseries.nii of the frames' vertices, for regions and results")
+    add("--space-mask", help="folders: which of these, by a region of --parcels or a boolean .npy")
     add("--split", help="folders: a CineBrain JSON of test clips")
-    return settle(p.parse_args(argv))
+    add("--times", **files, help="runs with a folder of windows: when the video ran, a file a run")
+    return settle(p.parse_args(argv), p)
 
 
-def settle(a):
+def settle(a, parser):
     """Check the flags a."""
     check_positive(
         a, "fs", "tr", "channels", "frames_per_run", "notch", "resample", "fd", "high_pass"
@@ -70,30 +80,39 @@ def settle(a):
         fail("--bold, --like: expected one of them: BOLD, or the subject of a model for EEG alone")
     if (a.start if a.trigger else a.skip) is not None:
         fail("--skip counts triggers, and needs --trigger; --start is for EEG without them")
+    settle_kinds(a, parser)
     if a.like:
         a.delay = alone.known(a.like)["delay"]
-        if a.mask or a.confounds or a.trigger:
-            fail("--like: is without --mask, --confounds and --trigger, which are of a scan")
     if a.fd and not a.confounds:
         fail(f"--fd {a.fd:g}: needs --confounds, which say how far the head moved")
     if "compcor" in a.strategy and a.confounds and not a.high_pass:
         fail("--strategy compcor: needs --high-pass 128, for it was taken from BOLD without drifts")
     if a.confounds and a.confounds != ["auto"]:
         a.confounds = pairs.find("--confounds", a.confounds)
-    a.folders = bool(a.bold) and os.path.isdir(a.bold[0])
-    if not a.folders and (a.split or a.space or a.frames_per_run):
-        fail("--split, --space, --frames-per-run: are for folders of frames; --bold is none")
-    if a.folders != os.path.isdir(a.eeg[0]):
-        fail(
-            f"--bold {a.bold[0]}, --eeg {a.eeg[0]}: one is a folder of frames; expected both or "
-            "neither"
-        )
     return a
 
 
-def prepare(a, eeg_windows):
-    """Write the subjects, and return their folders. eeg_windows: data.py's rule that pairs volumes
-    of a run with EEG."""
-    if a.folders:
-        return folders.prepare(a)
-    return runs.prepare(a, eeg_windows)
+def settle_kinds(a, parser):
+    """Runs of files, or folders of frames and windows? Fail if a flag is for what is not there."""
+    a.frames = a.windows = None
+    if a.bold and os.path.isdir(a.bold[0]):
+        a.frames = folders.Folder(a.bold[0], 1)
+    if os.path.isdir(a.eeg[0]):
+        a.windows = folders.Folder(a.eeg[0], 2, a.channels)
+    bold = "folders of frames" if a.frames else "runs of BOLD"
+    given = {bold if a.bold else "", "folders of windows" if a.windows else "continuous EEG"}
+    for kind, names in FOR.items():
+        for name in names.split():
+            if kind not in given and getattr(a, name) != parser.get_default(name):
+                fail(f"{flag(name)}: is for {kind}; --bold and --eeg are not; leave it out")
+    if bool(a.windows) != bool(a.frames or a.times):
+        fail(
+            f"--bold {a.bold[0]}, --eeg {a.eeg[0]}: one is a folder of frames; expected both or "
+            "neither, or --times that says when in runs the EEG's frames were"
+        )
+    if a.times:  # they stand for the runs' EEG, by order if their names say nothing
+        a.eeg = pairs.find("--times", a.times)
+        a.by_order = a.by_order or not any(map(pairs.entities, a.eeg))
+
+
+prepare = runs.prepare

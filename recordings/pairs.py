@@ -19,7 +19,8 @@ class Pair(NamedTuple):
     name: str  # of the run: sub-01_ses-2_task-rest_run-3
     sub: str  # "" if the name has none
     bold: list  # of paths: one, or of two hemispheres
-    eeg: str
+    eeg: str  # path of its EEG; of --times; of folders, the numbers of its frames
+    first: int = 0  # of folders: its first volume that is there
 
 
 def natural(path):

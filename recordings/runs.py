@@ -16,7 +16,7 @@ from spaces.space import common_mask
 from tools.checks import check_finite, check_tr
 from tools.errors import fail
 
-from . import alone, confounds, eeg, pairs, prepared
+from . import alone, confounds, eeg, folders, pairs, prepared
 from .bold import open_bold
 
 
@@ -25,7 +25,7 @@ class Run(NamedTuple):
     read: object  # rows -> BOLD frames [t,V]
     recording: object  # its EEG
     first: int  # volume that has EEG
-    starts: list  # first EEG sample of each kept volume's window
+    starts: list  # first EEG sample of each kept volume's window; of folders its number
     unusable: np.ndarray  # bool: of those volumes, which are left out of training and scores
     cleaned: dict  # what was taken out of BOLD
 
@@ -33,7 +33,9 @@ class Run(NamedTuple):
 def prepare(a, eeg_windows):
     """Write the subjects, and return their folders. eeg_windows: data.py's rule that pairs volumes
     with EEG."""
-    people = pairs.people(a)
+    people = [(a.out, folders.runs_of(a))] if a.frames else pairs.people(a)
+    if a.times and len(people) > 1:
+        fail(f"--eeg {a.windows.path}: is of one person, --bold of {len(people)}; one at a time")
     for folder, own in people:
         prepare_one(a, folder, own, eeg_windows)
     return [folder for folder, _ in people]
@@ -47,7 +49,7 @@ def prepare_one(a, folder, own, eeg_windows):
     runs = []
     same = None
     for pair in own:
-        found, run = look_at(a, pair, eeg_windows)
+        found, run = look_at(a, pair, eeg_windows, sum(len(run.starts) for run in runs))
         same = same or found
         check_alike(found, same, pair, own[0])
         runs.append(run)
@@ -55,6 +57,7 @@ def prepare_one(a, folder, own, eeg_windows):
     eeg.channels_in_common(alone.with_known(a, recordings), a.bad_channels)
 
     V, tr, fs, _, space = same.values()
+    W = round(tr * fs)
     unusable = np.flatnonzero(np.concatenate([run.unusable for run in runs]))
     meta = {
         "tr": tr,
@@ -65,43 +68,46 @@ def prepare_one(a, folder, own, eeg_windows):
         "unusable": unusable.tolist(),
         "eeg": recordings[0].said,
         "taken_out": [run.cleaned for run in runs],
-        "source": [[*map(os.path.abspath, [*run.pair.bold, run.pair.eeg])] for run in runs],
+        "source": [[*map(os.path.abspath, [*run.pair.bold, run.recording.path])] for run in runs],
         "frames_per_run": [len(run.starts) for run in runs],
     }
+    if a.windows:
+        meta |= folders.told(a, runs)
+    if a.space:
+        space = folders.read_space(a, V)
     if a.like:
         meta |= alone.settle(a, recordings)
         meta["split"] = {"test": list(range(sum(meta["frames_per_run"])))}
     C = len(recordings[0].names or recordings[0].picks)
-    with prepared.writing(folder, meta, V, C, round(tr * fs)) as out:
+    with prepared.writing(folder, meta, V, C, W) as out:
         regions.save(out, a.parcels, space, V, a.labels)
         if a.like:
             alone.copy_regions(a, out.folder)
-        with tqdm(total=sum(len(run.starts) for run in runs), unit="frame") as bar:
-            for run in runs:
-                write_run(out, run, round(tr * fs), bar)
+        for run in runs:
+            write_run(out, run, W)
 
 
-def look_at(a, pair, eeg_windows):
-    """({what all runs must share}, Run) of a Pair."""
-    recording = eeg.open_eeg(pair.eeg, a)
+def look_at(a, pair, eeg_windows, before):
+    """({what all runs must share}, Run) of a Pair. before: frames of the runs before it."""
     path = (pair.bold or [pair.eeg])[0]
-    series = open_bold(pair.bold, a) if pair.bold else alone.nothing(a, recording)
-    tr = a.tr or series.tr or fail(f"{path}: says no TR; give it with --tr, in seconds")
+    recording = None if a.windows else eeg.open_eeg(pair.eeg, a)
+    if a.frames:
+        series = folders.open_frames(a, pair)
+    else:
+        series = open_bold(pair.bold, a) if pair.bold else alone.nothing(a, recording)
+    tr = a.tr or series.tr
     check_tr("--tr" if a.tr else path, tr)
     if a.tr and series.tr and 0.05 <= series.tr <= 20 and abs(a.tr - series.tr) > 1e-3:
         fail(f"--tr {a.tr:g}: {path} says {series.tr:g} s; leave --tr out")
     volumes, V = series.shape
-    fs = recording.fs
-    if not a.trigger:
-        check_lengths(path, (volumes, tr), recording, a)
-    onsets = eeg.volume_onsets(recording, a, volumes, tr) / fs  # [volumes] s
-    first, starts = eeg_windows(recording.samples, onsets, tr, fs, a.delay)
-    if not starts:
-        fail(
-            f"{pair.eeg}: 0 frames have a whole window of EEG (--delay {a.delay:g}); expected some"
-        )
 
-    unusable = eeg.check_continuous(recording, starts, round(tr * fs))  # bool [kept volumes]
+    if a.windows:
+        recording = folders.open_windows(a, tr)
+        first, starts = folders.when(a, pair, volumes, tr, before)
+    else:
+        first, starts = when(a, recording, path, volumes, tr, eeg_windows)
+    unusable = eeg.check_continuous(recording, starts, round(tr * recording.fs))
+    eeg.gradient_peaks(recording, tr)
     read = series.read
     cleaned = {}
     if a.confounds or a.high_pass:
@@ -112,22 +118,42 @@ def look_at(a, pair, eeg_windows):
         f"{pair.name}: {len(starts)} of {volumes} volumes have EEG, {unusable.sum()} of those are "
         "not used"
     )
-    unnamed = 0 if recording.names else len(recording.picks)
-    places = series.space
-    found = {"vertices": V, "s TR": tr, "Hz of EEG": fs, "EEG channels": unnamed, "places": places}
-    eeg.gradient_peaks(recording, tr)
+    found = {
+        "vertices": V,
+        "s TR": tr,
+        "Hz of EEG": recording.fs,
+        "EEG channels": 0 if recording.names else len(recording.picks),
+        "places": series.space,
+    }
     return found, Run(pair, read, recording, first, starts, unusable, cleaned)
 
 
-def write_run(out, run, W, bar):
+def when(a, recording, path, volumes, tr, eeg_windows):
+    """(First volume that has continuous EEG, samples at which windows of EEG start)."""
+    if recording.names and a.channels:
+        fail(f"--channels {a.channels}: is for .npy; {recording.path} names its channels")
+    if not a.trigger:
+        check_lengths(path, volumes, tr, recording, a)
+    fs = recording.fs
+    onsets = eeg.volume_onsets(recording, a, volumes, tr) / fs  # [volumes] s
+    first, starts = eeg_windows(recording.samples, onsets, tr, fs, a.delay)
+    if not starts:
+        fail(
+            f"{recording.path}: 0 frames have a whole window of EEG (--delay {a.delay:g}); "
+            "expected some"
+        )
+    return first, starts
+
+
+def write_run(out, run, W):
     """Its frames, and a window of W samples of EEG for each."""
     offset = mean_of(run.recording)
-    for i in range(0, len(run.starts), 256):  # CIFTI keeps time contiguous: small blocks are slow
+    # CIFTI keeps time contiguous: small blocks are slow.
+    for i in tqdm(range(0, len(run.starts), 256), run.pair.name, unit=" x 256 frames"):
         starts = run.starts[i : i + 256]
         windows = np.stack([run.recording.read(start, start + W) for start in starts])  # [t,C,W]
         frames = run.read(slice(run.first + i, run.first + i + len(starts)))  # [t,V]
-        out.add(frames, windows - offset, run.pair.eeg)
-        bar.update(len(starts))
+        out.add(frames, windows - offset, run.recording.path)
 
 
 def mean_of(recording, block=2**16):
@@ -138,7 +164,7 @@ def mean_of(recording, block=2**16):
         eeg = recording.read(i, min(i + block, recording.samples))  # [C,t]
         check_finite(eeg, f"{recording.path}, from sample {i} on", eeg, "channel", "sample")
         total = total + eeg.sum(1)[:, None]
-    return total / recording.samples
+    return total / max(1, recording.samples)
 
 
 # ---- Checks ----------------------------------------------------------------------------
@@ -155,10 +181,9 @@ def check_alike(found, same, pair, other):
             )
 
 
-def check_lengths(path, bold, recording, a):
-    """Fail if BOLD (volumes, TR) and EEG that begins --start seconds before the first volume
+def check_lengths(path, volumes, tr, recording, a):
+    """Fail if BOLD and EEG that begins --start seconds before the first volume
     cannot be of one run; say so if they look as if they were not."""
-    volumes, tr = bold
     channels = len(recording.picks)
     samples = recording.samples
     if channels > samples:
