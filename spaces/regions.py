@@ -66,7 +66,7 @@ def find_regions(parcels, labels, space, V):
 def read_mask(path, V):
     mask = files.load_npy(path, 1, kinds="b")
     if mask.shape != (V,):
-        fail(f"--parcels {path}: has shape {mask.shape}; expected ({V},), one for each vertex")
+        fail(f"{path}: has shape {mask.shape}; expected ({V},), one for each vertex")
     return np.array(mask)
 
 
@@ -139,7 +139,8 @@ def read_dlabel(path, axis, V):
         same_surfaces = len(models) == V
     else:
         dense = isinstance(axis, BrainModelAxis)
-        same_surfaces = dense and models.nvertices.items() <= axis.nvertices.items()
+        shared = dense and models.nvertices.keys() & axis.nvertices.keys()
+        same_surfaces = shared and all(models.nvertices[x] == axis.nvertices[x] for x in shared)
     if not same_surfaces:
         fail(
             f"{path}: its surfaces are not those of the frames, or theirs are unknown; give .npy "
