@@ -4,8 +4,8 @@ pairs.py      which files are of one run
 eeg.py        continuous EEG, its channels and triggers
 bold.py       BOLD as CIFTI-2, NIfTI, GIFTI or tables
 confounds.py  motion and the like taken out
-runs.py       all of these, run by run                -> a prepared subject
-folders.py    one file a frame, as CineBrain has them -> a prepared subject
+folders.py    one file a frame, as CineBrain has them
+runs.py       all of these, run by run -> a prepared subject
 splits.py     which runs are for training, validation and test
 """
 
@@ -83,6 +83,8 @@ def settle(a, parser):
     settle_kinds(a, parser)
     if a.like:
         a.delay = alone.known(a.like)["delay"]
+    if a.space_mask and not a.space:
+        fail(f"--space-mask {a.space_mask}: needs --space, a .dtseries.nii of the whole brain")
     if a.fd and not a.confounds:
         fail(f"--fd {a.fd:g}: needs --confounds, which say how far the head moved")
     if "compcor" in a.strategy and a.confounds and not a.high_pass:

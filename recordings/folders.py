@@ -49,7 +49,7 @@ class Folder:
 
 
 def runs_of(a):
-    """A Pair of each run of two folders; its `eeg` are numbers."""
+    """A Pair of each run of two folders: its `eeg` are the numbers of its frames."""
     bold = a.frames.paths.keys()
     eeg = a.windows.paths.keys()
     both = bold & eeg
@@ -58,9 +58,10 @@ def runs_of(a):
         fail(f"{counts}; expected files that share a number")
     print(f"{counts}; {len(both):,} are in both, {min(both)} to {max(both)}, and are taken")
     begin = min(bold | eeg)
+    per_run = a.frames_per_run or max(both) + 1
     own = []
     for number in sorted(both):
-        volume = (number - begin) % (a.frames_per_run or max(both) + 1)
+        volume = (number - begin) % per_run
         if volume == 0 or number - 1 not in both:
             own.append(Pair(f"run-{len(own) + 1}", "", a.bold, [], volume))
         own[-1].eeg.append(number)
@@ -80,13 +81,13 @@ def open_frames(a, pair):
 
 def open_windows(a, tr):
     """A Recording: what begins at a number is the window in the file of that number."""
+    if not a.windows.paths:
+        fail(f"--eeg {a.windows.path}: has 0 files NUMBER.npy; expected one a volume")
+    C, W = a.windows[min(a.windows.paths)].shape
 
     def source(_, number, stop):
         return a.windows[number]
 
-    if not a.windows.paths:
-        fail(f"--eeg {a.windows.path}: has 0 files NUMBER.npy; expected one a volume")
-    C, W = a.windows[min(a.windows.paths)].shape
     # 0 samples: none are in one piece, so that there is no offset to take out.
     return Recording(a.windows.path, source, range(C), None, W / tr, 0, {}, [])
 

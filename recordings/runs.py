@@ -1,7 +1,7 @@
-"""Whole runs: BOLD and continuous EEG of each -> a prepared subject.
+"""Runs: BOLD and EEG of each -> a prepared subject.
 
-The EEG begins with the first volume (--start says otherwise), or each volume is marked in it
-(--trigger).
+Continuous EEG begins with the first volume (--start says otherwise), or each volume is marked in it
+(--trigger). Of files with one frame or window each, folders.py says which belong together.
 """
 
 import copy
@@ -28,13 +28,14 @@ class Run(NamedTuple):
     starts: list  # first EEG sample of each kept volume's window; of folders its number
     unusable: np.ndarray  # bool: of those volumes, which are left out of training and scores
     cleaned: dict  # what was taken out of BOLD
+    alike: dict  # what all runs must share
 
 
 def prepare(a, eeg_windows):
     """Write the subjects, and return their folders. eeg_windows: data.py's rule that pairs volumes
     with EEG."""
     people = [(a.out, folders.runs_of(a))] if a.frames else pairs.people(a)
-    if a.times and len(people) > 1:
+    if a.times and people[1:]:
         fail(f"--eeg {a.windows.path}: is of one person, --bold of {len(people)}; one at a time")
     for folder, own in people:
         prepare_one(a, folder, own, eeg_windows)
@@ -47,16 +48,14 @@ def prepare_one(a, folder, own, eeg_windows):
     if a.mask == "auto":
         a.mask = common_mask([pair.bold[0] for pair in own])
     runs = []
-    same = None
     for pair in own:
-        found, run = look_at(a, pair, eeg_windows, sum(len(run.starts) for run in runs))
-        same = same or found
-        check_alike(found, same, pair, own[0])
-        runs.append(run)
+        before = sum(len(run.starts) for run in runs)  # frames
+        runs.append(look_at(a, pair, eeg_windows, before))
+        check_alike(runs[-1], runs[0])
     recordings = [run.recording for run in runs]
     eeg.channels_in_common(alone.with_known(a, recordings), a.bad_channels)
 
-    V, tr, fs, _, space = same.values()
+    V, tr, fs, _, space = runs[0].alike.values()
     W = round(tr * fs)
     unusable = np.flatnonzero(np.concatenate([run.unusable for run in runs]))
     meta = {
@@ -88,7 +87,7 @@ def prepare_one(a, folder, own, eeg_windows):
 
 
 def look_at(a, pair, eeg_windows, before):
-    """({what all runs must share}, Run) of a Pair. before: frames of the runs before it."""
+    """The Run of a Pair. before: frames of the runs before it."""
     path = (pair.bold or [pair.eeg])[0]
     recording = None if a.windows else eeg.open_eeg(pair.eeg, a)
     if a.frames:
@@ -118,14 +117,14 @@ def look_at(a, pair, eeg_windows, before):
         f"{pair.name}: {len(starts)} of {volumes} volumes have EEG, {unusable.sum()} of those are "
         "not used"
     )
-    found = {
+    alike = {
         "vertices": V,
         "s TR": tr,
         "Hz of EEG": recording.fs,
         "EEG channels": 0 if recording.names else len(recording.picks),
         "places": series.space,
     }
-    return found, Run(pair, read, recording, first, starts, unusable, cleaned)
+    return Run(pair, read, recording, first, starts, unusable, cleaned, alike)
 
 
 def when(a, recording, path, volumes, tr, eeg_windows):
@@ -170,14 +169,15 @@ def mean_of(recording, block=2**16):
 # ---- Checks ----------------------------------------------------------------------------
 
 
-def check_alike(found, same, pair, other):
+def check_alike(run, other):
     """Fail if a run has not what the first one has."""
-    for what, value in found.items():
-        if value != same[what]:
-            numbers = f" ({value:g}, {same[what]:g})" if what != "places" else " in the brain"
+    for what, value in run.alike.items():
+        same = other.alike[what]
+        if value != same:
+            numbers = f" ({value:g}, {same:g})" if what != "places" else " in the brain"
             fail(
-                f"{pair.bold[0]}, {pair.eeg}: other {what} than {other.bold[0]}, {other.eeg}"
-                f"{numbers}; expected runs alike"
+                f"{'+'.join(run.pair.bold)}, {run.recording.path}: other {what} than "
+                f"{'+'.join(other.pair.bold)}, {other.recording.path}{numbers}; expected runs alike"
             )
 
 
