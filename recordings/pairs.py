@@ -89,7 +89,7 @@ def together(a):
     if not a.by_order:
         return by_names(bolds, eegs)
     if len(bolds) != len(eegs):
-        fail(f"--by-order: {len(bolds)} runs of --bold, {len(eegs)} of --eeg; expected as many")
+        fail(f"by order: {len(bolds)} runs of --bold, {len(eegs)} of --eeg, --times; not as many")
     return list(zip(bolds, eegs))
 
 
@@ -102,7 +102,7 @@ def by_names(bolds, eegs):
         listed = "; ".join(f"{path}: {', '.join(partners[path]) or 'none'}" for path in wrong)
         fail(
             "expected one partner of the same sub, ses, task and run of each file, found "
-            f"{listed}; narrow --bold or --eeg, or rename; names that say nothing: --by-order"
+            f"{listed}; narrow --bold, --eeg or --times, or rename; names that say nothing: --by-order"
         )
     return [(bold, partners[bold[0]][0]) for bold in bolds]
 

@@ -130,7 +130,7 @@ def look_at(a, pair, eeg_windows, before):
 def when(a, recording, path, volumes, tr, eeg_windows):
     """(First volume that has continuous EEG, samples at which windows of EEG start)."""
     if recording.names and a.channels:
-        fail(f"--channels {a.channels}: is for .npy; {recording.path} names its channels")
+        fail(f"--channels {a.channels}: is for .npy; {recording.path} names them; leave it out")
     if not a.trigger:
         check_lengths(path, volumes, tr, recording, a)
     fs = recording.fs
