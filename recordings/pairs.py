@@ -102,7 +102,7 @@ def by_names(bolds, eegs):
         listed = "; ".join(f"{path}: {', '.join(partners[path]) or 'none'}" for path in wrong)
         fail(
             "expected one partner of the same sub, ses, task and run of each file, found "
-            f"{listed}; narrow --bold, --eeg or --times, or rename; names that say nothing: --by-order"
+            f"{listed}; narrow --bold, --eeg or --times, or rename; no names: --by-order"
         )
     return [(bold, partners[bold[0]][0]) for bold in bolds]
 
