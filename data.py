@@ -480,11 +480,10 @@ def add_flags(add):
 @script
 def main(argv=None):
     import recordings
-    from recordings import splits
 
     a = recordings.parse(argv)
-    for folder in recordings.prepare(a, eeg_windows):
-        splits.tell(Subject(folder))
+    for folder in a.check or recordings.prepare(a, eeg_windows):
+        recordings.tell(Subject(folder))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""What a reviewer asks of results: was it the EEG, or luck?
+"""What does a person look at, before training and after?
 
-helped.py   p of each region, of one person
+look.py     is the recording sound? Of a prepared subject
+helped.py   was it the EEG, or luck? p of each region, of one person
 """
 
-from . import helped
+from . import helped, look
 
-__all__ = ["helped"]
+__all__ = ["helped", "look"]

@@ -11,10 +11,11 @@ splits.py     which runs are for training, validation and test
 
 import os
 
+from evidence import look
 from tools.checks import check_positive, check_range, flag
 from tools.errors import Parser, fail, named
 
-from . import alone, folders, pairs, runs
+from . import alone, folders, pairs, runs, splits
 
 # What files some flags are for.
 FOR = {
@@ -31,8 +32,9 @@ def parse(argv=None):
     files = {"nargs": "+", "metavar": "FILE"}
     add("--bold", **files, help="a file a run, patterns too; or a folder of frames")
     add("--like", help="in place of --bold: EEG alone, for a model of this prepared subject")
-    add("--eeg", required=True, **files, help="a file a run, patterns too; or a folder of windows")
-    add("--out", type=named, required=True, help="folder to write; several people: 'DIR/{sub}'")
+    add("--eeg", **files, help="a file a run, patterns too; or a folder of windows")
+    add("--out", type=named, help="folder to write; several people: 'DIR/{sub}'")
+    add("--check", nargs="+", help="prepared subjects to look at, and nothing else")
     add("--by-order", action="store_true", help="pair files by order, where names do not say it")
     add("--tr", type=float, help="seconds a volume, where the BOLD files do not say it")
     add("--delay", type=float, default=4.0, help="seconds from EEG to BOLD (default: 4)")
@@ -72,12 +74,17 @@ def parse(argv=None):
 
 def settle(a, parser):
     """Check the flags a."""
+    if a.check:
+        return a
     check_positive(
         a, "fs", "tr", "channels", "frames_per_run", "notch", "resample", "fd", "high_pass"
     )
     check_range(a, 0, 60, "delay")
-    if bool(a.bold) == bool(a.like):
-        fail("--bold, --like: expected one of them: BOLD, or the subject of a model for EEG alone")
+    if bool(a.bold) == bool(a.like) or not a.eeg or not a.out:
+        fail(
+            "--bold, --like: expected one of them: BOLD, or the subject of a model for EEG alone; "
+            "and --eeg and --out (or --check, alone)"
+        )
     if (a.start if a.trigger else a.skip) is not None:
         fail("--skip counts triggers, and needs --trigger; --start is for EEG without them")
     settle_kinds(a, parser)
@@ -118,3 +125,9 @@ def settle_kinds(a, parser):
 
 
 prepare = runs.prepare
+
+
+def tell(subject):
+    """Print what was prepared, and what one should look at."""
+    splits.tell(subject)
+    look.tell(subject)

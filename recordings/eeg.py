@@ -34,6 +34,7 @@ class Recording:
     events: list  # (start, stop, description), in seconds
     average: bool = False  # the reference is the mean of all channels
     weights: object = None  # [C,picks] where channels are interpolated
+    jitter: object = None  # s by which triggers are off the TR, at most
 
     @property
     def breaks(self):
@@ -195,7 +196,8 @@ def volume_onsets(recording, a, volumes, tr):
     # the last volume there may be anything.
     before = places[:-1] < needed - 1
     holes = (counts > 1) & before
-    off = (np.abs(gaps - counts * step) > 2 * counts + 1e-3) & before
+    wrong = np.abs(gaps - counts * step) * before  # [triggers - 1] samples
+    off = wrong > 2 * counts + 1e-3
     if holes.sum() > 1:
         off |= holes
     found = f"{path}: {len(onsets)} triggers {a.trigger} after the first {a.skip or 0}"
@@ -219,6 +221,7 @@ def volume_onsets(recording, a, volumes, tr):
         f"{found}, {each} in each of {volumes} volumes: {filled:.0f} missing are put in, "
         f"{np.sum(places >= needed)} after the last volume are left out"
     )
+    recording.jitter = wrong.max(initial=0) / fs
     return np.interp(np.arange(0, needed, each), places, onsets)
 
 
@@ -282,23 +285,3 @@ def interpolation(path, names, have, places):
     except Exception as error:  # mne raises many kinds
         fail(f"{path}: its missing channels cannot be interpolated ({error})", error)
     return raw.get_data()
-
-
-# ---- Doubts ----------------------------------------------------------------------------
-
-
-def gradient_peaks(recording, tr):
-    """Say if power stands at multiples of 1/TR, as the MR gradients leave it."""
-    N = round(8 * tr * recording.fs)  # samples: every 8th frequency is a multiple of 1/TR
-    if recording.samples < N:
-        return
-    starts = np.linspace(0, recording.samples - N, 20).astype(int)
-    windows = (recording.read(start, start + N) * np.hanning(N) for start in starts)
-    power = sum(np.abs(np.fft.rfft(window)) ** 2 for window in windows)  # [C,frequencies]
-    peaks = np.arange(8, min(40 * 8 * tr, N // 2 - 4), 8).astype(int)  # up to 40 Hz
-    beside = (power[:, peaks - 4] + power[:, peaks + 4]) / 2
-    if np.mean(power[:, peaks] > 10 * beside) > 0.5:  # their median ratio
-        print(
-            f"note: {recording.path}: power at multiples of 1/TR ({1 / tr:g} Hz) is over 10 times "
-            "that beside: are MR gradient artefacts still in? Correct them first"
-        )

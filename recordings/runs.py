@@ -67,6 +67,7 @@ def prepare_one(a, folder, own, eeg_windows):
         "unusable": unusable.tolist(),
         "eeg": recordings[0].said,
         "taken_out": [run.cleaned for run in runs],
+        "jitter": [r.jitter for r in recordings],
         "source": [[*map(os.path.abspath, [*run.pair.bold, run.recording.path])] for run in runs],
         "frames_per_run": [len(run.starts) for run in runs],
     }

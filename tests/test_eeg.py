@@ -4,7 +4,6 @@ Files are written by pybv, edfio, scipy and mne, from numbers that the tests kno
 
 import collections
 import json
-import re
 import sys
 from types import SimpleNamespace
 
@@ -464,38 +463,3 @@ def test_npy_has_no_names_to_go_by(tmp_path):
     named = heads(tmp_path, ["Cz", "Pz", "Fz"], noise(3, 500), "run-1")
     with pytest.raises(Problem, match="eeg.npy: has no channel Cz, Pz, Fz"):
         eeg.channels_in_common([named, found])
-
-
-# ---- Doubts ----------------------------------------------------------------------------
-
-
-def resting(seed, seconds=120, tr=TR):
-    """EEG [4,samples] of 1/f noise, an alpha rhythm of 10 Hz that wanders, and heart beats."""
-    rng = np.random.default_rng(seed)
-    samples = seconds * FS
-    white = np.fft.rfft(rng.standard_normal((4, samples)))
-    pink = np.fft.irfft(white / np.sqrt(np.maximum(np.arange(white.shape[1]), 1)), samples)
-    t = np.arange(samples) / FS
-    alpha = np.sin(2 * np.pi * 10 * t + np.cumsum(rng.standard_normal(samples)) * 0.05)
-    beats = np.cumsum(rng.normal(0.85, 0.05, int(seconds / 0.85)))
-    pulse = np.exp(-(((t[:, None] - beats) / 0.03) ** 2)).sum(1)
-    return 20 * pink / pink.std() + 15 * alpha + 20 * pulse + 500
-
-
-@pytest.mark.parametrize("tr", [0.8, 2.0, 2.16])
-def test_gradient_artefacts_are_noticed_and_nothing_else(tmp_path, capsys, tr):
-    def noticed(values):
-        np.save(tmp_path / "eeg.npy", values)
-        eeg.gradient_peaks(eeg.open_eeg(str(tmp_path / "eeg.npy"), given(fs=FS)), tr)
-        return capsys.readouterr().out
-
-    values = resting(0)
-    assert not noticed(values)
-    assert not noticed(np.vstack([values, np.zeros(values.shape[1])]))  # a flat channel
-    t = np.arange(values.shape[1]) / FS % tr
-    bursts = np.random.default_rng(3).standard_normal(round(tr * FS) + 1)  # the same in each volume
-    artefact = bursts[(t * FS).astype(int)]
-    line = noticed(values + 200 * artefact)
-    assert line and "eeg.npy" in line and re.search(r"1/TR", line)
-    assert not noticed(values + 0.01 * artefact)
-    assert not noticed(values[:, : round(4 * tr * FS)])  # too short to tell

@@ -48,9 +48,9 @@ ALLOWED = {
     "train.py": {"neuroframes", "data", "tools", "beyond"},
     "sample.py": {"neuroframes", "data", "tools", "beyond", "spaces", "evidence"},
     "beyond": {"neuroframes"},
-    "recordings": {"tools", "spaces"},
+    "recordings": {"tools", "spaces", "evidence"},
     "spaces": {"tools"},
-    "evidence": set(),
+    "evidence": {"spaces", "tools"},
     "tools": set(),
 }
 
