@@ -53,12 +53,12 @@ class Outputs:
             self.write_maps(folder, arrays, r, missing)
         if self.a.plot:
             pictures.carpet(f"{folder}/plot.png", arrays, title)
-        if importlib.util.find_spec("matplotlib"):
-            self.write_page(folder, arrays, r, title)
         if self.surfaces:
             self.surfaces.draw_median(
                 f"{folder}/surfaces.png", arrays, missing, self.timeline.rows, title
             )
+        if importlib.util.find_spec("matplotlib"):
+            self.write_page(folder, arrays, r, title)
 
     def write_all_series(self, folder, names):
         """Of arrays of these names; and what they are."""

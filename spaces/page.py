@@ -31,23 +31,12 @@ def write(folder, subject, trained, figures):
     parts = ["<h1>NeuroFrames: " + html.escape(f"{subject.folder}, {metrics['mode']}") + "</h1>"]
 
     # What went in.
-    names = subject.meta.get("names") or range(1, len(subject.runs) + 1)
-    unusable = subject.meta.get("unusable", [])
-    rows = []
-    for name, (start, stop) in zip(names, subject.runs):
-        left_out = sum(start <= frame < stop for frame in unusable)
-        splits = [
-            s
-            for s in ("train", "val", "test")
-            for low, _ in subject.segments(s)
-            if start <= low < stop
-        ]
-        rows.append((name, ", ".join(dict.fromkeys(splits)), stop - start, left_out))
-    parts += ["<h2>Runs</h2>", table(("run", "for", "frames", "left out"), rows)]
+    parts += ["<h2>Runs</h2>", runs_table(subject)]
     known = {
         key: subject.meta[key] for key in ("source", "taken_out", "eeg") if key in subject.meta
     }
     parts.append(folded("Files, what was taken out, channels", known))
+    parts.append(drawn("Before training", os.path.join(subject.folder, "look.png")))
 
     # How good it is, beside its controls.
     for region in metrics["scores"]["neuroframes"]:
@@ -72,10 +61,33 @@ def write(folder, subject, trained, figures):
     parts += ["<h2>Test stretches</h2>", table(metrics["runs"][0], rows)]
 
     for title, figure in figures.items():
-        parts += [f"<h2>{html.escape(title)}</h2>", embedded(figure)]
+        picture = io.BytesIO()
+        figure.savefig(picture, dpi=80)
+        pictures.pyplot().close(figure)
+        parts.append(embedded(title, picture.getvalue()))
+    parts.append(drawn("Maps of the cortex", os.path.join(folder, "surfaces.png")))
     page = f"<!doctype html><meta charset=utf-8><title>NeuroFrames</title><style>{STYLE}</style>"
     text = page + "\n".join(parts)
     files.replace(os.path.join(folder, "report.html"), lambda f: f.write(text.encode()))
+
+
+def runs_table(subject):
+    """HTML of each run: what it is for, what was left out of it, how regular its triggers were."""
+    meta = subject.meta
+    names = meta.get("names") or range(1, len(subject.runs) + 1)
+    jitter = meta.get("jitter") or [None] * len(subject.runs)
+    rows = []
+    for name, (start, stop), off in zip(names, subject.runs, jitter):
+        left_out = sum(start <= frame < stop for frame in meta.get("unusable", []))
+        splits = [
+            s
+            for s in ("train", "val", "test")
+            for low, _ in subject.segments(s)
+            if start <= low < stop
+        ]
+        triggers = "none" if off is None else f"{1000 * off:.3f}"
+        rows.append((name, ", ".join(dict.fromkeys(splits)), stop - start, left_out, triggers))
+    return table(("run", "for", "frames", "left out", "triggers off the TR by up to (ms)"), rows)
 
 
 def table(heading, rows):
@@ -91,12 +103,18 @@ def folded(title, content):
     return f"<details><summary>{title}</summary><pre>{text}</pre></details>"
 
 
-def embedded(figure):
+def drawn(title, path):
+    """HTML of a picture in a file, if it is there."""
+    if not os.path.exists(path):
+        return ""
+    with open(path, "rb") as f:
+        return embedded(title, f.read())
+
+
+def embedded(title, png):
     """HTML of a picture, which is in the page itself."""
-    picture = io.BytesIO()
-    figure.savefig(picture, dpi=80)
-    pictures.pyplot().close(figure)
-    return f'<img src="data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}">'
+    source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    return f'<h2>{html.escape(title)}</h2>\n<img src="{source}">'
 
 
 # ---- Pictures --------------------------------------------------------------------------
