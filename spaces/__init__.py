@@ -3,7 +3,8 @@
 space.py     vertices, voxels or parcels: the space of a subject
 regions.py   atlases and masks
 outputs.py   results as a BIDS derivative: series, maps and tables
-formats.py   CIFTI-2, NIfTI, GIFTI and tables
+formats.py   CIFTI-2, NIfTI, GIFTI and tables, written
+readers.py   and read
 unscored.py  results where there is no truth
 page.py      report.html
 pictures.py  vertices by time

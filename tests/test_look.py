@@ -14,6 +14,7 @@ import data
 from recordings import eeg
 from evidence import look
 from spaces import page
+from spaces.outputs import Outputs
 
 TR = 0.8
 FS = 250  # Hz: 200 samples a frame
@@ -270,3 +271,14 @@ def test_the_page_shows_triggers_and_pictures(tmp_path):
     (tmp_path / "look.png").write_bytes(b"\x89PNG")
     line = page.drawn("Before <training>", str(tmp_path / "look.png"))
     assert "<h2>Before &lt;training&gt;</h2>" in line and "base64,iVBORw==" in line
+
+
+def test_maps_are_drawn_before_the_page_that_shows_them(tmp_path):
+    pytest.importorskip("matplotlib")
+    seen = []
+    study = SimpleNamespace(subject=SimpleNamespace(space=None))
+    outputs = Outputs(SimpleNamespace(plot=False, surfaces=None), study, SimpleNamespace(rows=[]))
+    outputs.surfaces = SimpleNamespace(draw_median=lambda *given: seen.append("maps"))
+    outputs.write_page = lambda *given: seen.append("page")
+    outputs.write(str(tmp_path), {}, None, [], "direct")
+    assert seen == ["maps", "page"]
