@@ -11,8 +11,8 @@ import pytest
 from conftest import HERE, TINY, command
 
 import data
-from recordings import eeg
 from evidence import look
+from recordings import eeg
 from spaces import page
 from spaces.outputs import Outputs
 
