@@ -270,8 +270,9 @@ class Work:
     def __init__(self, a, flags):
         self.a, self.flags = a, flags
         subject = data.Subject(a.data)
-        training = subject.segments("train", validation=not a.no_validation)
         self.settings = train.parse([*flags, "--data", a.data])
+        subject.split_by_names(vars(self.settings))
+        training = subject.segments("train", validation=not a.no_validation)
         frames = sum(high - low for low, high in training)
         if self.settings.preset == "auto":
             auto.choose(self.settings, subject, frames, train.SIZES["small"])
@@ -310,7 +311,8 @@ class Work:
         return {method: self.score(guess) for method, guess in guesses.items()}
 
     def rival(self, name):
-        a = argparse.Namespace(**vars(self.a), rival=name)
+        names = {"test": self.settings.test, "val": self.settings.val}
+        a = argparse.Namespace(**vars(self.a), rival=name, **names)
         recon = np.load(os.path.join(baselines.run(a), "recon.npy"), mmap_mode="r")
         return {name: self.score(lambda rows: recon[rows])}
 

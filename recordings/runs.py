@@ -107,7 +107,6 @@ def look_at(a, pair, eeg_windows, before):
     else:
         first, starts = when(a, recording, path, volumes, tr, eeg_windows)
     unusable = eeg.check_continuous(recording, starts, round(tr * recording.fs))
-    eeg.gradient_peaks(recording, tr)
     read = series.read
     cleaned = {}
     if a.confounds or a.high_pass:
