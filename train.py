@@ -112,7 +112,7 @@ def parse(argv=None):
     add("--compile", action="store_true", help="compile the transformer, where possible")
     add("--seed", type=int, default=0, help="of weights, windows and noise (default: 0)")
     add("--resume", action="store_true", help="go on from OUT/last.pt, bit for bit on CPU")
-    device.add_flag(add)
+    device.add_training_flags(add)
     data.add_flags(add)
     if beyond:
         beyond.add_training_flags(add)
@@ -349,9 +349,9 @@ def train(a, where, run):
         run.keep(**ckpt)
 
     for step in run.steps():
-        # Windows, diffusion steps and noise, and Eq. 3 on them. On GPUs that can, in bfloat16.
+        # Windows, diffusion steps and noise, and Eq. 3 on them. Where that is faster, in bfloat16.
         model.train()
-        with device.autocast(where):
+        with device.autocast(where, a):
             batch, extra, count = batches.draw(step, autoencoder.latent_dim, model.schedule)
             losses = losses_of(*batch)  # [B]
             loss = processes.share_of_mean(losses, count) + extra  # with one process: losses.mean()

@@ -35,7 +35,6 @@ from sample import frame_scores
 from tools import checkpoints
 from tools.device import pick_device
 from tools.errors import fail, script
-from tools.large import Columns
 from tools.report import METRICS, Scores
 
 # ---- What a rival sees of the EEG ------------------------------------------------------
@@ -107,6 +106,20 @@ def band_power(subject, normaliser, bands=15, highest=50.0, block=200):
 
 
 # ---- The classical one -----------------------------------------------------------------
+
+
+class Columns:
+    """Frames of a subject as one z-scored [T,V] array that reads the columns it is sliced for."""
+
+    def __init__(self, subject, normaliser, index):
+        self.subject, self.normaliser, self.index = subject, normaliser, index
+        self.shape = (len(index), subject.fmri.shape[1])
+
+    def __getitem__(self, key):
+        columns, n = key[1], self.normaliser
+        pieces = np.array_split(self.index, 1 + len(self.index) // 1024)  # map few pages at a time
+        rows = [np.asarray(self.subject.fmri[piece, columns], np.float32) for piece in pieces]
+        return (np.concatenate(rows) - n.mean[columns]) * n.inverse[columns]
 
 
 class Ridge:

@@ -81,7 +81,7 @@ def p_of_signs(runs, block):
 
 
 def look(parts, results, metrics):
-    """Puts "helped" into metrics, {region: {"p", "r_gain"}}, and says it in a sentence. p is None
+    """Puts "helped" into metrics, {region: {"p", "r_gain"}}; returns lines that say it. p is None
     if there is too little to tell; r_gain: by how much r is higher than with shuffled EEG.
 
     parts    of some vertices at a time recon, shuffled and truth [3,T,n], each run less its mean
@@ -104,7 +104,32 @@ def look(parts, results, metrics):
     for region, value in zip(results.regions, p):
         r, shuffled = (metrics["scores"][m][region]["r"]["mean"] for m in PAIR)
         metrics["helped"][region] = {"p": value, "r_gain": r - shuffled}
-    return verdict(metrics)
+    return [*followed(metrics["over_time"]), verdict(metrics) + loudness(metrics["scores"])]
+
+
+def followed(scores):
+    """r over time of each region, in words."""
+    lines = ["r over time, mean over vertices and of a region's mean course:"]
+    for region, own in scores["neuroframes"].items():
+        shuffled = scores["shuffled_eeg"][region]
+        lines.append(
+            f"{region:34}{own['r_vertices']:.3f}, {own['r_mean_course']:.3f}; with shuffled EEG "
+            f"{shuffled['r_vertices']:.3f}, {shuffled['r_mean_course']:.3f}"
+        )
+    return lines
+
+
+def loudness(scores):
+    """One sample has the error of the mean and its own variance, at most twice the mean frame's:
+    what is far more is said."""
+    one, nothing = (scores[m]["whole"]["mse"]["mean"] for m in ("neuroframes_1", "mean_frame"))
+    if one <= 3 * nothing:
+        return ""
+    return (
+        f"\nnote: single samples have {one / nothing:.2g} times the error of the mean training "
+        "frame, so that their variance is far from that of BOLD: trained too short, or on too "
+        "little"
+    )
 
 
 def verdict(metrics):

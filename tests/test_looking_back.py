@@ -278,7 +278,10 @@ def test_p_is_of_each_region(mode):
         for method, r in (("neuroframes", 0.5), ("shuffled_eeg", 0.25))
     }
     metrics = {"mode": mode, "frames": 10, "test_frames": 600, "scores": scores}
-    said = helped.look(over_time.deviations(results), results, metrics)
+    scores["neuroframes_1"] = scores["mean_frame"] = {"whole": {"mse": {"mean": 1.0}}}
+    rows = dict.fromkeys(regions, {"r_vertices": 0.3, "r_mean_course": 0.4})
+    metrics["over_time"] = {"neuroframes": rows, "shuffled_eeg": rows}
+    *_, said = helped.look(over_time.deviations(results), results, metrics)
     found = metrics["helped"]
     assert said == helped.verdict(metrics) and found.keys() == regions.keys()
     assert found["known"]["p"] <= 0.001 and found["not"]["p"] > 0.05
@@ -367,7 +370,7 @@ def test_r_over_time_is_numpys(followed):
     assert own.keys() == followed.regions.keys()
     for what in ("r_vertices", "r_mean_course"):
         assert difference["few"][what] == own["few"][what] - shuffled["few"][what]
-    lines = over_time.lines(scores)
+    lines = helped.followed(scores)
     numbers = "{:.3f}, {:.3f}; with shuffled EEG {:.3f}, {:.3f}"
     assert numbers.format(*own["few"].values(), *shuffled["few"].values()) in lines[2]
 

@@ -17,7 +17,8 @@ import beyond
 import data
 import sample as sampling
 import train
-from tools import memory
+from neuroframes import LinearAutoencoder
+from tools import large, memory
 
 # ---- Many processes --------------------------------------------------------------------
 
@@ -61,6 +62,56 @@ def test_two_processes_do_what_one_does(tiny, tmp_path, monkeypatch, flags):
     for array in ("recon", "std"):
         one, two = (np.load(tmp_path / name / f"direct/{array}.npy") for name in ("one", "two"))
         np.testing.assert_allclose(two, one, atol=1e-3)
+
+
+# ---- Frames that do not fit into memory ------------------------------------------------
+
+
+def low_rank(T, V, decay, seed=0):
+    """Frames [T,V] whose power falls like component^-decay, and noise."""
+    rng = np.random.default_rng(seed)
+    power = np.arange(1, 201) ** -decay
+    x = (rng.standard_normal((T, 200)) * power**0.5) @ rng.standard_normal((200, V))
+    return torch.from_numpy(x + 0.3 * rng.standard_normal((T, V))).float()
+
+
+@pytest.mark.parametrize("T, block", [(300, 4096), (300, 256)])
+def test_the_autoencoder_in_blocks_is_the_autoencoder(T, block):
+    """With all eigenvectors the same components; with the leading ones alone as much variance."""
+    x = low_rank(T, 1500, 1.0)
+    plain = LinearAutoencoder(1500, 20)
+    kept = plain.fit(x)
+    blocks = LinearAutoencoder(1500, 20)
+    kept_in_blocks = large.fit_in_blocks(blocks, lambda span: x[:, span].clone(), T, block)
+    assert abs(kept - kept_in_blocks) < (1e-6 if block > T else 2e-4)
+    error, in_blocks = ((m.decode(m.encode(x)) - x).square().mean() for m in (plain, blocks))
+    assert in_blocks < 1.001 * error
+    assert plain.E.shape == blocks.E.shape
+    if block > T:
+        torch.testing.assert_close((plain.E * blocks.E).sum(1).abs(), torch.ones(20))
+        torch.testing.assert_close(plain.mean, blocks.mean)
+
+
+@pytest.mark.parametrize(
+    "power, lost",
+    [
+        (1 / torch.arange(1, 1001.0), 3e-6),
+        (torch.arange(1, 1001.0) ** -0.5, 2e-5),
+        (2 - torch.arange(1000.0) / 1000, 6e-4),
+    ],
+)
+def test_leading_eigenvectors_capture_what_all_would(power, lost):
+    """Of matrices of known eigenvalues: less by the printed share of the whole, at most."""
+    generator = torch.Generator().manual_seed(1)
+    axes = torch.linalg.qr(torch.randn(1000, 1000, generator=generator).double())[0]
+    gram = (axes * power.double()) @ axes.T
+    for count in (8, 125):
+        found, vectors = large.eigenvectors(gram, count)
+        assert (found.diff() >= 0).all() and vectors.shape == (1000, count)
+        torch.testing.assert_close(vectors.T @ vectors, torch.eye(count).double())
+        captured = (vectors * (gram @ vectors)).sum()
+        torch.testing.assert_close(found.sum(), captured)
+        assert (power[:count].sum() - captured) / power.sum() < lost
 
 
 # ---- More than memory holds ------------------------------------------------------------

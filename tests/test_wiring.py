@@ -367,6 +367,34 @@ def test_learning_rate_warms_up_and_decays(folder, tmp_path, seen):
     assert seen.rates == [[0.01]] * 5
 
 
+def test_precision_is_what_is_asked_for_or_what_is_fast(folder, tmp_path, monkeypatch):
+    """Narrow networks train in float32 wherever they are; wide ones on a CPU with units for
+    bfloat16 in that. Either way it learns the same."""
+    from tools import device
+
+    losses = {}
+    for units in (False, True):
+        monkeypatch.setattr(device, "has_bfloat16", lambda _, units=units: units)
+        for asked in (None, "float32", "bfloat16"):
+            flags = ["--precision", asked] if asked else []
+            run = trained(folder, tmp_path / f"{asked}-{units}", "--steps", 12, *flags)
+            losses[asked, units] = run.last["losses"] or [line["loss"] for line in run.log]
+    assert losses[None, True] == losses[None, False] == losses["float32", True]
+    assert losses["bfloat16", True] != losses["float32", True]
+    np.testing.assert_allclose(losses["bfloat16", True], losses["float32", True], rtol=0.02)
+    for width, where, units, expected in (
+        (512, "cpu", True, True),
+        (256, "cpu", True, False),
+        (512, "cpu", False, False),
+        (128, "cuda", True, True),
+    ):
+        monkeypatch.setattr(device, "has_bfloat16", lambda _, units=units: units)
+        given = types.SimpleNamespace(width=width, precision=None)
+        kind = types.SimpleNamespace(type=where)
+        monkeypatch.setattr(torch, "autocast", lambda kind, dtype, enabled: enabled)
+        assert device.autocast(kind, given) == expected
+
+
 def test_weight_decay_and_steps_from_epochs(folder, tmp_path):
     """Of weights without a gradient (all but the head's, whose zeros let nothing through) only the
     decay is left."""

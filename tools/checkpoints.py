@@ -22,10 +22,8 @@ def tensors(thing, *names):
 def has(state, key):
     """Does a nested dict have a key such as "settings.frames"?"""
     for part in key.split("."):
-        if not isinstance(state, dict) or part not in state:
-            return False
-        state = state[part]
-    return True
+        state = state.get(part) if isinstance(state, dict) else None
+    return state is not None
 
 
 def load(path, device, *keys):

@@ -90,8 +90,10 @@ def check_training(a, subject, segments, enough):
         fail(f"{subject.folder}: is EEG without fMRI; train on the subject of its --like")
     lengths = [high - low for low, high in segments]
     if a.frames > max(lengths, default=0):
-        found = f"no training stretch of {subject.folder} is that long"
-        fail(f"--frames {a.frames}: {found}; lower it, or look at its split")
+        fail(
+            f"--frames {a.frames}: no training stretch of {subject.folder} is that long; lower it, "
+            "or look at its split"
+        )
     if a.preset == "paper" and sum(lengths) < enough:
         say(
             f"--preset paper: the paper's sizes are for {enough:,} training frames and more; for "
@@ -184,7 +186,8 @@ def check_finite(values, path, whole, *axes):
         bad = ~finite(whole[i : i + 256])
         count += int(bad.sum())
         if first is None and bad.any():
-            first = np.argwhere(bad)[0] + ([i] + [0] * (bad.ndim - 1))
+            first = np.argwhere(bad)[0]
+            first[0] += i
     where = ", ".join(f"{axis} {i}" for axis, i in zip(axes, first))
     fail(
         f"{path}: {count:,} of {np.prod(whole.shape):,} values are NaN or infinite, the first at "
@@ -267,8 +270,10 @@ def check_subject(subject):
     meta.setdefault("eeg", {})
     for region, mask in subject.rois.items():
         if mask.dtype != bool or mask.shape != (V,):
-            found = f"{region} is {mask.dtype} {mask.shape}"
-            fail(f"{folder}/rois.npz: {found}; expected bool ({V},); {again}")
+            fail(
+                f"{folder}/rois.npz: {region} is {mask.dtype} {mask.shape}; expected bool ({V},); "
+                f"{again}"
+            )
     if subject.space is not None and len(subject.space) != V:
         found = f"{len(subject.space):,} grayordinates, fmri.npy {V:,}"
         fail(f"{folder}/space.dscalar.nii: has {found}; {again}")

@@ -16,6 +16,11 @@ def add_flag(add):
     add("--device", help="cpu, cuda or mps (default: the best there is)")
 
 
+def add_training_flags(add):
+    add_flag(add)
+    add("--precision", choices=["float32", "bfloat16"], help="of products (default: the faster)")
+
+
 def pick_device(name):
     """The device by name, or the best there is. torchrun's processes get a GPU each, and meet
     here."""
@@ -54,12 +59,19 @@ def join(device):
 
 
 def has_bfloat16(device):
-    """Does this GPU train in bfloat16? Older ones only emulate it, and CPUs train in float32."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
+    """Does it have units for products in bfloat16? GPUs before Ampere and most CPUs emulate it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device)[0] >= 8
+    units = getattr(torch.cpu, "get_capabilities", dict)()  # of a CPU; older torch does not say
+    return device.type == "cpu" and units.get("avx512_bf16", False)
 
 
-def autocast(device):
-    return torch.autocast(device.type, torch.bfloat16, enabled=has_bfloat16(device))
+def autocast(device, a):
+    """Training in bfloat16, where --precision says so, or else where it is faster: on CPUs only
+    for networks of width 512 and more."""
+    faster = has_bfloat16(device) and (device.type == "cuda" or a.width >= 512)
+    asked = a.precision == "bfloat16" if a.precision else faster
+    return torch.autocast(device.type, torch.bfloat16, enabled=asked)
 
 
 @contextlib.contextmanager

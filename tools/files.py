@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -69,35 +70,35 @@ def held(folder):
                 os.rmdir(folder)  # if nothing came of it: what is not empty stays
 
 
-def free_name(base):
-    """base-1, or the next that is not there."""
-    return next(base + str(i) for i in range(1, 10**6) if not os.path.exists(base + str(i)))
+def keep(base, move):
+    """Keep an earlier result: move(base-1), or the next name that is not there."""
+    kept = next(f"{base}-{i}" for i in itertools.count(1) if not os.path.exists(f"{base}-{i}"))
+    with writing(kept):
+        move(kept)
+    say(f"note: what was there before is not lost, it is kept in {kept}")
 
 
 def set_aside(folder):
-    """Keep an earlier result: rename its folder to folder-1, or the next free."""
+    """Keep an earlier result: rename its folder."""
     if RANK > 0 or not os.path.exists(folder):
         return
     if not os.listdir(folder):
         os.rmdir(folder)
         return
-    kept = free_name(f"{folder}-")
-    with writing(kept):
-        os.rename(folder, kept)
-    say(f"note: what was there before is not lost, it is kept in {kept}")
+    keep(folder, lambda kept: os.rename(folder, kept))
 
 
 def set_aside_files(folder, names):
     """Keep earlier results: move the files `names` into a folder earlier-1 there, or the next."""
     names = [name for name in names if os.path.exists(os.path.join(folder, name))]
-    if RANK > 0 or not names:
-        return
-    kept = free_name(os.path.join(folder, "earlier-"))
-    with writing(kept):
+
+    def move(kept):
         os.mkdir(kept)
         for name in names:
             os.rename(os.path.join(folder, name), os.path.join(kept, name))
-    say(f"note: what was there before is not lost, it is kept in {kept}")
+
+    if RANK == 0 and names:
+        keep(os.path.join(folder, "earlier"), move)
 
 
 @contextlib.contextmanager

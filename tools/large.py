@@ -8,37 +8,22 @@ import torch
 from .ranks import say
 
 
-class Columns:
-    """Frames of a subject as one z-scored [T,V] array that reads the columns it is sliced for."""
-
-    def __init__(self, subject, normaliser, index):
-        self.subject, self.normaliser, self.index = subject, normaliser, index
-        self.shape = (len(index), subject.fmri.shape[1])
-
-    def __getitem__(self, key):
-        columns, n = key[1], self.normaliser
-        pieces = np.array_split(self.index, 1 + len(self.index) // 1024)  # map few pages at a time
-        rows = [np.asarray(self.subject.fmri[piece, columns], np.float32) for piece in pieces]
-        return (np.concatenate(rows) - n.mean[columns]) * n.inverse[columns]
-
-
 def eigenvectors(gram, count):
     """The leading `count` eigenvalues and eigenvectors of a large float64 matrix, ascending.
 
-    Of 8,192 all take half a minute, and an eighth is wanted: so half as many more than are wanted
-    are iterated, w = gram @ basis (Halko et al. 2011), until a round captures no more than 1e-5 of
-    the whole more; and a small problem in float64 tells them apart."""
-    size = min(len(gram), 3 * count // 2 + 32)
-    start = torch.randn(len(gram), size, generator=torch.Generator().manual_seed(0))
+    Of 8,192 all take a minute, and an eighth or less is wanted: so a basis of half as many more is
+    multiplied by the matrix again and again, until once more captures less than 3e-4 of the whole
+    more (subspace iteration, Halko et al. 2011). All eigenvectors would capture 3e-6 of the whole
+    more if power falls like 1/i, and 5e-4 if it hardly falls."""
     rounded = gram.float()
-    captured = -1.0
-    more = 1.0
-    while more > 3e-4:
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(len(gram), min(len(gram), 3 * count // 2 + 32), generator=generator)
+    before, captured = -1.0, 0.0
+    while captured - before > 3e-4:
+        before = captured
         basis = torch.linalg.qr(start)[0]
         start = rounded @ basis
-        before = captured
-        captured = (basis * start).sum() / rounded.trace()
-        more = captured - before
+        captured = float((basis * start).sum() / rounded.trace())
     basis = torch.linalg.qr(start.double())[0]
     power, turn = torch.linalg.eigh(basis.T @ gram @ basis)
     return power[-count:], basis @ turn[:, -count:]
@@ -47,12 +32,18 @@ def eigenvectors(gram, count):
 def fit(autoencoder, subject, normaliser, rows):
     """LinearAutoencoder.fit to the frames `rows` of a subject; says what it found."""
     asked = autoencoder.latent_dim
-    columns = Columns(subject, normaliser, rows)
-    if columns.shape[1] <= 4096:
-        frames = torch.from_numpy(columns[:, :]).to(autoencoder.mean.device)
-        kept = autoencoder.fit(frames)
+    V = subject.fmri.shape[1]
+    pieces = np.array_split(rows, 1 + len(rows) // 1024)  # map few pages at a time
+
+    def columns(span):  # [T,v] in z-scores
+        parts = [np.asarray(subject.fmri[piece, span], np.float32) for piece in pieces]
+        x = (np.concatenate(parts) - normaliser.mean[span]) * normaliser.inverse[span]
+        return torch.from_numpy(x).to(autoencoder.mean)
+
+    if V <= 4096:
+        kept = autoencoder.fit(columns(slice(V)))
     else:
-        kept = fit_in_blocks(autoencoder, columns)
+        kept = fit_in_blocks(autoencoder, columns, len(rows))
     say(
         f"autoencoder: {autoencoder.latent_dim} latents (of {asked} asked for) keep {kept:.1%} of "
         f"the variance of {len(rows):,} training frames; {(~normaliser.valid).sum():,} vertices do "
@@ -61,29 +52,25 @@ def fit(autoencoder, subject, normaliser, rows):
 
 
 @torch.no_grad()
-def fit_in_blocks(autoencoder, frames, block=4096):
-    """LinearAutoencoder.fit for `frames` [T,V], anything that slices like an array: the same sums,
-    a block of vertices at a time, and the eigenvectors of x x^T [T,T]. (The covariance of 91,282
-    vertices would be 33 GB, 8,192 frames themselves are 3 GB.) block: also the largest T for which
-    all eigenvectors are computed in float64."""
-    T, V = frames.shape
+def fit_in_blocks(autoencoder, columns, T, block=4096):
+    """LinearAutoencoder.fit for T frames that come as columns(slice of vertices) -> [T,v]: the same
+    sums, a block of vertices at a time, and the eigenvectors of x x^T [T,T]. (The covariance of
+    91,282 vertices would be 33 GB, 8,192 frames themselves are 3 GB.) block: also the largest T for
+    which all eigenvectors are computed in float64."""
+    V = len(autoencoder.mean)
     mean = torch.zeros_like(autoencoder.mean)
     spans = [slice(i, min(i + block, V)) for i in range(0, V, block)]
 
-    def columns(span):
-        x = torch.as_tensor(frames[:, span]).to(mean)  # [T,v]
-        mean[span] = x.mean(0)
-        return x - mean[span]
-
-    # x x^T is symmetric: what lies right of its diagonal's blocks need not be computed.
+    # x x^T is symmetric: of its blocks those right of the diagonal need not be computed.
     gram = torch.zeros(T, T, dtype=torch.float64)
-    rows = [slice(i, min(i + 1024, T)) for i in range(0, T, 1024)]
     for span in spans:
         x = columns(span)
-        for some in rows:
-            gram[some, : some.stop] += (x[some] @ x[: some.stop].T).cpu()
+        mean[span] = x.mean(0)
+        x -= mean[span]
+        for i in range(0, T, 1024):
+            gram[i : i + 1024, : i + 1024] += (x[i : i + 1024] @ x[: i + 1024].T).cpu()
     gram = gram.tril() + gram.tril(-1).T
-    if len(gram) <= block:
+    if block >= T:
         power, basis = torch.linalg.eigh(gram)
     else:
         power, basis = eigenvectors(gram, autoencoder.latent_dim)
@@ -93,6 +80,6 @@ def fit_in_blocks(autoencoder, frames, block=4096):
     weight = (basis[:, -d:].flip(1) / scale).T.float().to(mean.device)  # [d,T]
     E = mean.new_empty(d, V)
     for span in spans:
-        E[:, span] = weight @ columns(span)
+        E[:, span] = weight @ (columns(span) - mean[span])
     autoencoder.set_axes(E, mean, scale / math.sqrt(T))
     return float(power[-d:].sum() / gram.trace())

@@ -60,17 +60,5 @@ def look(results):
     r[:, ~results.regions["whole"]] = np.nan
 
     own, shuffled = np.stack([means, correlation(courses)], 2)  # [regions,2] each
-    what = "r_vertices", "r_mean_course"
-    return r, named((own, shuffled, own - shuffled), METHODS, results.regions, what)
-
-
-def lines(scores):
-    """The scores of each region, in words."""
-    said = ["r over time, mean over vertices and of a region's mean course:"]
-    for region, own in scores["neuroframes"].items():
-        shuffled = scores["shuffled_eeg"][region]
-        said.append(
-            f"{region:34}{own['r_vertices']:.3f}, {own['r_mean_course']:.3f}; with shuffled EEG "
-            f"{shuffled['r_vertices']:.3f}, {shuffled['r_mean_course']:.3f}"
-        )
-    return said
+    table = own, shuffled, own - shuffled
+    return r, named(table, METHODS, results.regions, ("r_vertices", "r_mean_course"))

@@ -118,9 +118,7 @@ class Results:
         r, metrics["over_time"] = over_time.look(self)
         for name, values in zip(("r_time", "r_time_shuffled"), r):
             files.save_array(self.path(f"{name}.npy"), values)
-        lines = over_time.lines(metrics["over_time"])
-        if look_back:
-            lines.append(look_back(over_time.deviations(self), self, metrics))
+        lines = look_back(over_time.deviations(self), self, metrics) if look_back else []
         files.save_json(self.path("metrics.json"), metrics)
         if outputs:
             missing = np.flatnonzero(~self.seen.all(1)[self.timeline.pattern])
@@ -149,8 +147,8 @@ class Results:
             "seconds": round(time.time() - self.began, 1),
         }
         if "ceiling" in scores:
-            ceiling = self.scores.frames["ceiling"].mean(1)  # [regions,metrics]
-            found["ceiling"] = files.named(ceiling, self.regions, METRICS)
+            mean = self.scores.frames["ceiling"].mean(1)  # [regions,metrics]
+            found["ceiling"] = files.named(mean, self.regions, METRICS)
         return found
 
 
@@ -173,7 +171,6 @@ def show(metrics, lines):
     """Print the table of sample.py, and what it says in plain words. metrics: of metrics.json;
     lines: to follow the table."""
     summary = metrics["scores"]
-    mse = {method: scores["whole"]["mse"]["mean"] for method, scores in summary.items()}
     print(
         f"\n{metrics['mode']}: {metrics['scored_frames']:,} of {metrics['test_frames']:,} test "
         f"frames scored, in windows of {metrics['frames']}; {metrics['steps']} steps, eta "
@@ -188,16 +185,8 @@ def show(metrics, lines):
                 cells = [f"{cell['mean']:10.3f} +- {cell['std']:.3f}" for cell in row]
                 print(f"{name.format(metrics['samples']):34}" + "".join(cells))
     print("", *lines, sep="\n")
-    # One sample has the error of the mean and its own variance, at most twice the mean frame's.
-    loud = mse["neuroframes_1"] / mse["mean_frame"]
-    if loud > 3:
-        print(
-            f"note: single samples have {loud:.2g} times the error of the mean training frame, so "
-            "that their variance is far from that of BOLD: trained too short, or on too little"
-        )
     if metrics["residual_before"] is not None:
-        before = metrics["residual_before"]
-        after = metrics["anchor_residual"]
         print(
-            f"What was observed is put back: {before:.3f} (rms) off before that, {after:g} after."
+            f"What was observed is put back: {metrics['residual_before']:.3f} (rms) off before "
+            f"that, {metrics['anchor_residual']:g} after."
         )

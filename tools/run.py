@@ -226,6 +226,6 @@ class Run:
     def report(self):
         best = f"step {self.a.steps}, without validation"
         if self.best["val_loss"] < math.inf:
-            loss = f"validation loss {self.best['val_loss']:.4f}"
-            best = f"step {self.best['step']} of {self.a.steps}, {loss}"
+            best = f"step {self.best['step']} of {self.a.steps}, validation loss "
+            best += f"{self.best['val_loss']:.4f}"
         say(f"wrote {self.best_path}: {best}")
