@@ -185,17 +185,20 @@ class Batches:
         self.frames, _, self.W = subject.eeg.shape
         self.read_eeg = memory.reader(subject, normaliser, where)  # rows [B,L] -> [B,L,C,W]
         self.expected = None  # [T,d] for beyond/stacked
-        self.see = self.read_eeg  # for the encoder: the same, or what it makes of it at first
         tiles = data.tile(splits["val"], a.frames)
         self.validation_windows = [window for window in tiles if window.length == a.frames]
+
+    def see(self, rows, shift):
+        """EEG for the encoder. (beyond/network puts in its place what cuts it `shift` samples late,
+        or gives what the encoder would make of that at first.)"""
+        return self.read_eeg(rows)
 
     def read(self, windows, shift=0):
         """z, EEG, its times (0: a window's first frame), latents' loss. shift: beyond/windows."""
         rows, eeg_rows, times = data.window_indices(windows, self.a.context, int(shift > 0))
         z, extra = self.latents_of(rows)
-        eeg = self.see(eeg_rows)
+        eeg = self.see(eeg_rows, shift)
         if shift > 0:
-            eeg = beyond.windows.cut(eeg, shift)
             times = times[:, :-1] + shift / self.W
         return z, eeg, torch.from_numpy(times).to(self.where), extra
 

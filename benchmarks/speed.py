@@ -2,9 +2,12 @@
 
     python benchmarks/speed.py                  27,000 frames x 91,282 grayordinates
     python benchmarks/speed.py --scale 0.1      a tenth of the frames
+    python benchmarks/speed.py --only training  one stage: see STAGES
 
 Makes such a subject in OUT (8 GB, random but correlated, float16; 64 x 800 EEG samples a frame),
-runs data.py, train.py and sample.py on it, and prints Markdown tables. Each stage stands beside
+runs data.py, train.py and sample.py on it, and prints Markdown tables, each stage as it is
+measured. What was measured is kept in OUT: a run that was killed goes on where it was (to measure a
+stage anew, remove its file). Each stage stands beside
 what this machine can do, measured just before it: a stage that is arithmetic is compared with the
 rate of one large matrix product, in the stage's own precision, a stage that moves bytes with the
 rate of copying. Ratios, unlike seconds, hold on other machines.
@@ -42,14 +45,16 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 import data
 import sample as sampling
 import train
-from beyond import second_order
+from beyond import any_vertices, second_order
 from beyond.computed_once import once
+from beyond.gaussian_prior import GaussianPrior
 from beyond.joint import JointAutoencoder
 from beyond.whole_runs import Windows
 from neuroframes import LinearAutoencoder, NeuroFrames, denoise
 from tools import checkpoints, large
 from tools.device import fast_products, has_bfloat16, pick_device
 from tools.errors import fail, script
+from tools.files import save_json
 from tools.processes import in_batches
 from tools.run import Run
 
@@ -503,6 +508,57 @@ def samplers(device, windows, samples, context, calls, K=10):
     return found
 
 
+def path(a, meter):
+    """What a user does: train.py without flags, sample.py, sample.py --interrecon."""
+    out = os.path.join(a.out, "path")
+    ckpt = ["--ckpt", os.path.join(out, "ckpt.pt")]
+    with meter.stage("train.py without flags"):
+        train.main(["--data", a.subject, "--out", out])
+    with meter.stage("sample.py"):
+        sampling.main(ckpt)
+    with meter.stage("sample.py --interrecon"):
+        sampling.main([*ckpt, "--interrecon"])
+
+
+def part_seen(device, V=20_000):
+    """(Observation of a sixth of V vertices at 1,024 latents, a prior that is smooth in time)."""
+    d = NETWORK["latent_dim"]
+    torch.manual_seed(0)
+    autoencoder = LinearAutoencoder(V, d).to(device)
+    autoencoder.E = torch.linalg.qr(torch.randn(V, d))[0].T.contiguous().to(device)
+    autoencoder.latent_scale = torch.linspace(8, 0.5, d, device=device)
+    rows = (torch.arange(V, device=device) < V // 6)[None]
+    left_out = torch.randn(500, V, device=device)
+    prior = GaussianPrior(d)
+    walk = torch.randn(2000, d).cumsum(0)
+    slow = walk[20:] - walk[:-20]
+    prior.fit([slow / slow.std(0)])
+    return any_vertices.Observation(autoencoder, rows, left_out.var(0), [left_out]), prior
+
+
+@torch.no_grad()
+def observed(a, meter, K=10):
+    """One projection onto a part of the vertices, beside the network's call that it follows: 8
+    samples of 8 windows."""
+    d, device = NETWORK["latent_dim"], meter.device
+    observation, prior = part_seen(device)
+    project = observation.projection([0] * K, prior, torch.arange(K))
+    model = looking_trained(device)
+    z = torch.randn(64, K, d, device=device)
+    y = observation.latents(torch.randn(64 * K, 20_000, device=device), 0).view_as(z)
+    h = torch.randn(64, K, NETWORK["eeg_dim"], device=device)
+    n = torch.zeros(64, dtype=torch.long, device=device)
+    call = once(model, h, torch.arange(K, device=device).expand(64, -1))
+    with fast_products():
+        network = seconds(lambda: call(z, n), device, 2)
+
+    abars = model.schedule.alpha_bar[second_order.even_steps(model.schedule, 15)[0]].tolist()
+    took = [seconds(lambda abar=abar: project(z, y, abar), device, 1) for abar in abars]
+    mean = float(np.mean(took))
+    meter.found["a step's call of the network"] = {"seconds": network, "ratio": 1.0}
+    meter.found["its projection, mean over 15 steps"] = {"seconds": mean, "ratio": mean / network}
+
+
 @torch.no_grad()
 def rivals(a, meter):
     for context in (0, 6):
@@ -560,23 +616,21 @@ def growth(a, meter):
 def child(stage, a, path):
     meter = Meter(pick_device(a.device))
     stage(a, meter)
-    with open(path, "w") as f:
-        json.dump(meter.found, f)
+    save_json(path + ".partial", meter.found)
+    os.replace(path + ".partial", path)
 
 
-def measured(a):
-    """{stage: what its process found}"""
-    found = {}
-    path = os.path.join(a.out, "stage.json")
-    for stage in (prepare, training, reconstruction, rivals, growth):
+def measured(a, stage):
+    """What a stage's process found, now or before."""
+    path = os.path.join(a.out, f"{stage.__name__}-{a.T}x{a.V}.json")
+    if not os.path.exists(path):
         process = multiprocessing.get_context("spawn").Process(target=child, args=(stage, a, path))
         process.start()
         process.join()
         if process.exitcode:
             fail(f"{stage.__name__} ended with status {process.exitcode}")
-        with open(path) as f:
-            found[stage.__name__] = json.load(f)
-    return found
+    with open(path) as f:
+        return json.load(f)
 
 
 def show_machine(a):
@@ -590,7 +644,7 @@ def show_machine(a):
     print(f"{machine} ({platform.machine()}), {versions}, {datetime.date.today()}. {size}.\n")
 
 
-def show_stages(rows):
+def show_stages(rows, T):
     print("| stage | seconds | peak, GB | GFLOP, or GB moved | measured rate | of rate |")
     print("|---|---|---|---|---|---|")
     for name, row in rows.items():
@@ -603,6 +657,7 @@ def show_stages(rows):
 
 
 def show_training(rows, T):
+    show_stages(rows, T)
     step = rows["training step"]
     joint = rows["training step, --autoencoder joint"]
     longer = joint["seconds"] / step["seconds"]
@@ -617,16 +672,27 @@ def show_training(rows, T):
     )
 
 
-def show_sampling(rows):
-    print("| sampling: 8 windows x 8 samples x 5 calls | seconds | over sample.py |\n|---|---|---|")
+def show_ratios(rows, T):
+    print("\n| 8 samples of 8 windows | seconds | over the first |\n|---|---|---|")
     for name, row in rows.items():
         print(f"| {name} | {row['seconds']:.2f} | {row['ratio']:.2f} |")
 
 
-def show_growth(rows):
+def show_growth(rows, T):
     print("\n| seconds at 1, 2 and 4 times the number of | 1 | 2 | 4 |\n|---|---|---|---|")
     for name, row in rows.items():
         print(f"| {name} | " + " | ".join(f"{t:.2f}" for t in row["seconds"]) + " |")
+
+
+STAGES = {
+    prepare: show_stages,
+    training: show_training,
+    reconstruction: show_stages,
+    observed: show_ratios,
+    rivals: show_ratios,
+    growth: show_growth,
+    path: show_stages,
+}
 
 
 def parse(argv):
@@ -642,6 +708,8 @@ def parse(argv):
         help="folder for the subject and the checkpoint (default: out/speed)",
     )
     add("--device", help="cpu, cuda or mps (default: the best there is)")
+    names = [stage.__name__ for stage in STAGES]
+    add("--only", nargs="+", choices=names, default=names, help="these stages (default: all)")
     a = p.parse_args(argv)
     a.T = max(2 * RUN, round(27_000 * a.scale))
     a.V = a.vertices
@@ -656,12 +724,11 @@ def main(argv=None):
     if not there or data.Subject(a.subject).fmri.shape != (a.T, a.V):
         print(f"making {a.subject}: {a.T:,} frames x {a.V:,} vertices", flush=True)
         make_subject(a.subject, a.T, a.V)
-    found = measured(a)
     show_machine(a)
-    show_stages({**found["prepare"], **found["training"], **found["reconstruction"]})
-    show_training(found["training"], a.T)
-    show_sampling(found["rivals"])
-    show_growth(found["growth"])
+    for stage, show in STAGES.items():
+        if stage.__name__ in a.only:
+            show(measured(a, stage), a.T)
+            sys.stdout.flush()
 
 
 if __name__ == "__main__":

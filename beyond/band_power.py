@@ -37,14 +37,27 @@ def spectra(eeg, bins, span=3):
     return u.transpose(1, 2)  # [B,L,C,bins]
 
 
-def computed_once(encoder, read, stretches, frames):
-    """A function from rows [B,L] to what the encoder makes of their EEG first, its spectra, which
-    are kept for all frames of some stretches. read: rows -> EEG."""
-    kept = torch.zeros(frames, encoder.spatial.shape[1], encoder.bins, dtype=torch.complex64)
-    for low, high in stretches:
-        parts = [spectra(eeg[None], encoder.bins)[0] for eeg in around(read, low, high)]
-        kept[low:high] = torch.cat(parts)
-    return lambda rows: kept[torch.from_numpy(rows)].to(encoder.spatial.device)
+def computed_once(encoder, read, stretches, frames, lates):
+    """As windows.late, but to what the encoder makes of EEG first, its spectra [B,L,C,bins], which
+    are kept for all frames of some stretches, cut late by each number of samples of `lates` (in
+    half precision, if these are several: they may take gigabytes). read: rows -> EEG."""
+    dtype = torch.float32 if len(lates) == 1 else torch.float16
+    shape = frames, encoder.spatial.shape[1], encoder.bins, 2
+    kept = {late: torch.zeros(shape, dtype=dtype) for late in lates}
+    for late, parts in kept.items():
+        for low, high in stretches:
+            start = low
+            for eeg in around(read, low, high, late):
+                found = spectra(eeg[None], encoder.bins)[0]  # [t,C,bins]
+                parts[start : start + len(found)] = torch.view_as_real(found)
+                start += len(found)
+
+    def see(rows, late):
+        rows = torch.from_numpy(rows[:, :-1] if late else rows)
+        found = kept[late][rows].float()  # [B,L,C,bins,2]
+        return torch.view_as_complex(found).to(encoder.spatial.device)
+
+    return see
 
 
 class BandPowerEncoder(nn.Module):

@@ -16,6 +16,7 @@ from . import (
     linear_gaussian,
     stacked,
     velocity,
+    windows,
 )
 
 
@@ -85,9 +86,10 @@ def measured(a, model, autoencoder, normaliser, subject, batches):
     """For train.py: fit what a Network knows in closed form, from its Batches. Returned is what
     sample.py would else measure, and cannot of a subject with test frames only; None if the
     autoencoder is not yet what it will be."""
+    segments, read = batches.splits["train"], batches.read_eeg
+    batches.see = windows.late(read)
     if a.autoencoder == "joint":
         return None
-    segments, read = batches.splits["train"], batches.read_eeg
     z = [batches.latents_of(np.arange(low, high))[0] for low, high in segments]
     prior = getattr(model, "prior", None) or gaussian_prior.GaussianPrior(autoencoder.latent_dim)
     prior.fit(z)
@@ -98,9 +100,10 @@ def measured(a, model, autoencoder, normaliser, subject, batches):
             batches.expected[low:high] = model.linear.expected(read, low, high).cpu()
         if a.steps:
             model.share.copy_(torch.tensor(a.share))
-    if a.eeg_encoder == "bandpower" and not a.vary:
+    lates = [0, batches.W // 2] if a.vary else [0]
+    if a.eeg_encoder == "bandpower":
         runs = segments + batches.splits["val"]
-        batches.see = band_power.computed_once(model.encoder, read, runs, batches.frames)
+        batches.see = band_power.computed_once(model.encoder, read, runs, batches.frames, lates)
 
     def frames(rows):
         return torch.from_numpy(normaliser.zscore(subject.fmri[rows]))

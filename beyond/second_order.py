@@ -13,7 +13,8 @@ noise, and z0 too far apart to be extrapolated. (Either change alone is worse th
 
 Seam    project(z0, abar)
 Source  DPM-Solver++(2M) (Lu et al. 2022)
-Gain
+Gain    real-format session, direct: 50 calls -> 15, with an MSE of the mean of 0.771 -> 0.770, and
+        spread over error 0.96 -> 1.01
 """
 
 import torch

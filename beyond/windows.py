@@ -19,9 +19,10 @@ import numpy as np
 
 
 def draw_length(rng, K, W):
-    """(frames a window, samples that the EEG is cut late) of a step: K/3 to 3K, and 0 to W - 1."""
+    """(frames a window, samples that the EEG is cut late) of a step: K/3 to 3K, and 0 or W / 2: in
+    between one can be asked too, but what the EEG's spectra are need be computed twice only."""
     length = max(1, round(K * 3 ** rng.uniform(-1, 1)))
-    return length, int(rng.integers(W))
+    return length, int(rng.integers(2)) * (W // 2)
 
 
 def cut(eeg, samples):
@@ -32,6 +33,12 @@ def cut(eeg, samples):
     recording = eeg.transpose(1, 2).flatten(2)  # [B,C,(L+1) W]
     recording = recording[..., samples : samples + L * W]  # [B,C,L W]
     return recording.unflatten(-1, (L, W)).transpose(1, 2)  # [B,L,C,W]
+
+
+def late(read):
+    """A function from rows [B,L+1] and samples to EEG [B,L,C,W], cut so late; not late, from [B,L].
+    read: rows -> EEG."""
+    return lambda rows, samples: cut(read(rows), samples) if samples else read(rows)
 
 
 def around(read, low, high, late=0, block=64):

@@ -21,6 +21,8 @@ Gain    runs with offsets or drifts, EEG that has nothing to do with them: said 
 
 import numpy as np
 
+from . import spread
+
 PAIR = "neuroframes", "shuffled_eeg"
 LEAST = 30  # frames: the shortest shift, the shortest block
 
@@ -104,7 +106,11 @@ def look(parts, results, metrics):
     for region, value in zip(results.regions, p):
         r, shuffled = (metrics["scores"][m][region]["r"]["mean"] for m in PAIR)
         metrics["helped"][region] = {"p": value, "r_gain": r - shuffled}
-    return [*followed(metrics["over_time"]), verdict(metrics) + loudness(metrics["scores"])]
+    return [
+        *followed(metrics["over_time"]),
+        verdict(metrics) + loudness(metrics["scores"]),
+        *spread.told(metrics["calibration"]),
+    ]
 
 
 def followed(scores):

@@ -29,6 +29,7 @@ from beyond import (
     whole_runs,
 )
 from beyond.gaussian_prior import GaussianPrior
+from evidence.spread import told, verdict
 from neuroframes import LinearAutoencoder, NoiseSchedule, denoise, range_null_projection
 from test_neuroframes import (
     EVERY_SECOND,
@@ -726,7 +727,7 @@ def test_samples_of_the_truths_own_distribution_are_about_right(samples, unseen)
     assert found["coverage_50"] == pytest.approx(0.5, abs=0.01)
     assert found["coverage_90"] == pytest.approx(0.9, abs=0.01)
     assert found["spread_to_error"] == pytest.approx(1, abs=0.02)
-    assert spread.told().endswith("about right.")
+    assert told(spread.summary())[-1].endswith("about right.")
 
 
 def test_intervals_are_judged_by_both_shares_and_the_spread():
@@ -740,7 +741,7 @@ def test_intervals_are_judged_by_both_shares_and_the_spread():
         (0.60, 0.87, 1.00): "of the wrong shape",
     }
     for values, word in cases.items():
-        assert calibration.verdict(dict(zip(names, values))) == word, values
+        assert verdict(dict(zip(names, values))) == word, values
 
 
 def test_spread_counts_what_is_free_and_takes_its_scale_from_what_it_was_given():

@@ -11,7 +11,7 @@ from conftest import SMALL, ar1, command, read_json
 import data
 import sample as sampling
 import train
-from beyond import auto, band_power, linear_gaussian, stacked
+from beyond import auto, band_power, linear_gaussian, stacked, windows
 from beyond.gaussian_prior import GaussianPrior
 from beyond.linear_gaussian import LinearGaussian
 from neuroframes import NoiseSchedule
@@ -424,7 +424,7 @@ def test_auto_chooses_by_what_is_there_and_leaves_what_is_given(tiny):
     given = chosen(0.8, 500, "--vary", "--context", "1", "--loss", "latent", "--no-closed-form")
     assert (given.vary, given.context, given.loss, given.closed_form) == (True, 1, "latent", False)
     missing = [name for name, value in vars(few).items() if value is None]
-    assert set(missing) <= {"data", "device", "test", "val"}, missing
+    assert set(missing) <= {"data", "device", "precision", "test", "val"}, missing
 
 
 def test_the_validation_loss_is_the_error_of_v(tiny, tmp_path, monkeypatch):
@@ -468,9 +468,17 @@ def test_spectra_computed_once_are_those_of_the_windows(tiny):
         return torch.from_numpy(subject.eeg[rows])
 
     low, high = subject.runs[1]
-    kept = band_power.computed_once(encoder, read, [(low, high)], len(subject.eeg))
+    kept = band_power.computed_once(encoder, read, [(low, high)], len(subject.eeg), [0])
     count = len(reads)
     rows = np.arange(low, high)[None]
-    whole = encoder(kept(rows))
+    whole = encoder(kept(rows, 0))
     torch.testing.assert_close(whole, encoder(torch.from_numpy(subject.eeg[rows])))
     assert len(reads) == count  # nothing is read again
+
+    kept = band_power.computed_once(encoder, read, [(low, high)], len(subject.eeg), [0, W // 2])
+    late = encoder(kept(rows, W // 2))
+    exact = encoder(windows.cut(torch.from_numpy(subject.eeg[rows]), W // 2))
+    # (But at the ends, where what is repeated is other EEG.)
+    torch.testing.assert_close(late[:, 1:-1], exact[:, 1:-1], atol=2e-3, rtol=2e-3)
+    assert (late - whole[:, :-1]).abs().max() > 0.05
+    torch.testing.assert_close(encoder(kept(rows, 0)), whole, atol=2e-3, rtol=2e-3)

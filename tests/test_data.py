@@ -155,6 +155,12 @@ def test_eeg_can_be_cut_anywhere():
     assert torch.equal(windows.cut(eeg, 0), eeg[:, :-1])
     rng = np.random.default_rng(0)
     lengths = {windows.draw_length(rng, 10, 40) for _ in range(2000)}
-    assert {K for K, _ in lengths} == set(range(3, 31)) and {s for _, s in lengths} == set(
-        range(40)
-    )
+    assert {K for K, _ in lengths} == set(range(3, 31)) and {s for _, s in lengths} == {0, 20}
+
+    def read(rows):
+        return eeg[0][torch.from_numpy(rows)]
+
+    rows = np.array([[1, 2, 3], [2, 3, 4]])
+    seen = windows.late(read)
+    assert torch.equal(seen(rows, 0), read(rows)) and seen(rows, 4).shape == (2, 2, 2, 6)
+    assert torch.equal(seen(rows, 4)[1, 0], recording[:, 16:22])

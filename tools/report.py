@@ -124,7 +124,7 @@ class Results:
             missing = np.flatnonzero(~self.seen.all(1)[self.timeline.pattern])
             title = f"{metrics['mode']}, samples averaged: {self.a.samples}"
             outputs.write(self.folder, self.arrays, r, missing, title)
-        return metrics, [*lines, spread.told()] if spread else lines
+        return metrics, lines
 
     def metrics(self, spread):
         """The content of metrics.json."""
