@@ -46,11 +46,8 @@ def computed_once(encoder, read, stretches, frames, lates):
     kept = {late: torch.zeros(shape, dtype=dtype) for late in lates}
     for late, parts in kept.items():
         for low, high in stretches:
-            start = low
-            for eeg in around(read, low, high, late):
-                found = spectra(eeg[None], encoder.bins)[0]  # [t,C,bins]
-                parts[start : start + len(found)] = torch.view_as_real(found)
-                start += len(found)
+            found = [spectra(eeg[None], encoder.bins)[0] for eeg in around(read, low, high, late)]
+            parts[low:high] = torch.view_as_real(torch.cat(found))
 
     def see(rows, late):
         rows = torch.from_numpy(rows[:, :-1] if late else rows)

@@ -83,8 +83,8 @@ class Spread:
         """Frames x [K,V], what of them was observed, bool [K,V], which does not count; mean and std
         over samples [K points,V]."""
         free = ~mask & self.valid
-        error = (mean[:: self.points] - x)[free].double()  # [m]
-        std = std[:: self.points][free].double().clamp(min=1e-12)  # [m]
+        error = (mean[:: self.points] - x)[free]  # [m]
+        std = std[:: self.points][free].clamp(min=1e-6)  # [m]
         own = self.with_mean * std**2  # [m]
         left_out = self.left_out.expand_as(x)[free]  # [m]
         for name, (share, scale) in self.claims.items():
@@ -95,7 +95,9 @@ class Spread:
             crps = sigma * (w * torch.erf(w / 2**0.5) + tail)
             size = as_normal(w, self.degrees * (variance / own) ** 2)
             parts = [size < 0.67449, size < 1.64485, crps, sigma**2, error**2, torch.ones_like(w)]
-            self.sums[name] = self.sums.get(name, 0) + torch.stack(parts).sum(1)
+            self.sums[name] = self.sums.get(name, 0) + torch.stack(
+                [part.sum(dtype=torch.float64) for part in parts]
+            )
 
     def fit_scale(self, decoded):
         """From blocks of the validation run, as sample.reconstruct yields them."""

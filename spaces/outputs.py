@@ -1,5 +1,6 @@
 """Results in the lab's own format, as a BIDS derivative, and pictures of them."""
 
+import functools
 import importlib.util
 import os
 
@@ -40,7 +41,7 @@ class Outputs:
                 )
             self.surfaces = Surfaces(a.surfaces, subject.space, subject.folder)
 
-    @property
+    @functools.cached_property
     def space(self):
         return load_space(self.study.subject.folder)
 

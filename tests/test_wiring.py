@@ -236,7 +236,7 @@ def test_windows_bring_their_own_frames_and_eeg(folder, tmp_path, monkeypatch, s
             shift = [s for s in range(W) if torch.equal(line[:, s : s + found.shape[1]], found)]
             assert shift, (start, K)
             shifts.add(shift[0])
-    assert shifts == {0} if flags else len(shifts) > 4
+    assert shifts == ({0} if flags else {0, W // 2})
 
 
 def test_the_paper_scales_eeg_by_its_largest_training_value(folder, tmp_path):

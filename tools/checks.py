@@ -200,10 +200,10 @@ def check_channels(path, low, high):
     """Fail if EEG channels with these extremes [C] in a run are constant: they recorded nothing."""
     flat = np.flatnonzero(low == high)
     if flat.size:
-        which = ", ".join(map(str, flat[:8]))
         fail(
-            f"{path}: {flat.size} of {len(low)} EEG channels ({which}, from 0) constant throughout "
-            "a run; interpolate them from their neighbours, or leave them out of all runs"
+            f"{path}: {flat.size} of {len(low)} EEG channels ({', '.join(map(str, flat[:8]))}, "
+            "from 0) constant throughout a run; interpolate them from their neighbours, or leave "
+            "them out of all runs"
         )
 
 

@@ -11,6 +11,11 @@ from .ranks import RANK
 METRICS = ("mse", "r", "cos")
 
 
+def where(mask):
+    """An index of what is True; of all a slice, which copies nothing."""
+    return slice(None) if mask.all() else np.flatnonzero(mask)
+
+
 class Scores:
     """Scores of every frame, by method and region, of what was not observed: masked arrays
     [T,metrics], whose means are of the frames that have something to score.
@@ -23,7 +28,7 @@ class Scores:
 
     def __init__(self, regions, timeline, seen, score):
         self.regions, self.timeline, self.score = regions, timeline, score
-        self.free = [[np.flatnonzero(mask & ~row) for mask in regions.values()] for row in seen]
+        self.free = [[where(mask & ~row) for mask in regions.values()] for row in seen]
         self.frames = {}
 
     def add(self, method, x_hat, x, k):
@@ -34,8 +39,9 @@ class Scores:
         for row in np.unique(pattern):
             here = pattern == row
             for i, index in enumerate(self.free[row]):
-                if len(index):
-                    frames[i, k[here]] = self.score(x_hat[here][:, index], x[here][:, index])
+                part = x[here][:, index]
+                if part.numel():
+                    frames[i, k[here]] = self.score(x_hat[here][:, index], part)
 
     def summary(self):
         """{method: {region: {metric: {mean over frames, std over windows}}}}"""
