@@ -49,7 +49,7 @@ ROWS = [
     Row("windows: EEG around them", "--context 6"),
     Row("windows: of any length", "--vary", carried=("long",)),
     Row("gaussian_prior", "--prior gaussian"),
-    Row("weighted_projection", sample="--window 10 --overlap 0 --samples 8"),
+    Row("weighted_projection, second_order", sample="--window 10 --overlap 0 --samples 8"),
     Row("whole_runs", sample="--samples 8"),
     Row("linear_gaussian, stacked", "--closed-form"),
 ]

@@ -133,7 +133,8 @@ class WholeRuns:
         """z [S,B,T points,d] of B runs of one length: y [B,T,d], pattern [T], h
         [B,T,points,d_e]."""
         a, study, S = self.a, self.study, self.a.samples
-        prior = self.left if a.projection == "weighted" else None
+        plain = a.projection == "plain"
+        prior = None if plain else self.left
 
         context = study.settings["context"]
 
@@ -161,9 +162,7 @@ class WholeRuns:
         B, T, d = y.shape
         shape, schedule = (S * B, T * a.upsample, d), study.model.schedule
         # Weighted, z0 is a posterior mean, and the eps that belongs to it is its own.
-        z = second_order.denoise(
-            eps_model, project, noise, shape, schedule, a.steps, a.eta, prior is None
-        )
+        z = second_order.denoise(eps_model, project, noise, shape, schedule, a.steps, a.eta, plain)
         return z.cpu().unflatten(0, (S, B))
 
     def conditional(self, stretches, y, pattern, h=None):

@@ -57,9 +57,10 @@ def extrapolated(project, lambdas):
 
 
 def denoise(eps_model, project, draw, shape, schedule, steps, eta, reuse_eps):
-    """neuroframes.denoise, in steps of second order. Not with fresh noise, for which they are not
-    made; nor where observed frames go on with an eps that is not that of z0."""
-    if eta or (project and reuse_eps):
+    """neuroframes.denoise, in steps of second order. But of first order with fresh noise, for which
+    they are not made, and where observed frames go on with an eps that is not that of z0
+    (reuse_eps: --projection plain)."""
+    if eta or reuse_eps:
         return first_order(eps_model, project, draw, shape, schedule, steps, eta, reuse_eps)
     visited, lambdas = even_steps(schedule, steps)
     ahead = extrapolated(project, lambdas)

@@ -260,7 +260,7 @@ def test_it_is_dpm_solver_2m_as_printed():
     at all."""
     schedule, K = NoiseSchedule(), 6
     eps_model = gaussian_eps(smooth_covariance(K), torch.ones(K).double(), schedule)
-    ours = second_order.denoise(eps_model, None, noise(0), (3, K, 1), schedule, 12, 0.0, True)
+    ours = second_order.denoise(eps_model, None, noise(0), (3, K, 1), schedule, 12, 0.0, False)
 
     n, lambdas = second_order.even_steps(schedule, 12)
     assert len(n) == 12 and n[0] == 999 and n[-1] == 0
