@@ -179,6 +179,41 @@ def test_any_linear_observation():
     assert np.abs(error).max() < 0.1 * np.abs(exact).max()  # R is measured on 4,000 frames
 
 
+def by_one_inverse(observation, kinds, W, z0, y):
+    """z0 + W A^T (A W A^T + R)^-1 (y - A z0), as it is written, of W [d,K,K]."""
+    d, K, _ = W.shape
+    dense = torch.einsum("dkl,de->kdle", W, torch.eye(d).double()).reshape(K * d, K * d)
+    A = torch.block_diag(*(observation.A[kind] for kind in kinds)).double()
+    R = torch.block_diag(*(observation.R[kind] for kind in kinds)).double()
+    gain = dense @ A.T @ torch.linalg.pinv(A @ dense @ A.T + R)
+    return z0 + ((y - z0).flatten(1) @ A.T @ gain.T).view_as(z0)
+
+
+@pytest.mark.parametrize("weighted_by_time", [True, False])
+def test_conjugate_gradients_solve_what_the_equation_says(weighted_by_time):
+    """Against one dense inverse of all frames of a window, at noisy steps and clean ones."""
+    rng = np.random.default_rng(0)
+    K, d, V = 6, 4, 30
+    autoencoder, _, _ = correlated_autoencoder(rng, V, d)
+    rows = torch.zeros(3, V, dtype=torch.bool)
+    rows[0] = True
+    rows[1, :12] = True
+    rows[2, 20:23] = True  # fewer vertices than latents
+    left_out = torch.from_numpy(rng.standard_normal((400, V))).float()
+    observation = any_vertices.Observation(autoencoder, rows, torch.ones(V), [left_out])
+    kinds = [0, 1, -1, 2, 1, -1]
+    prior = prior_of(smooth_covariance(K), d) if weighted_by_time else None
+    times = torch.arange(K)
+    held = observation.projection(kinds, prior, times)
+    z0, y = torch.from_numpy(rng.standard_normal((2, 3, K, d)))
+    for abar in NoiseSchedule().alpha_bar[[999, 600, 300, 20, 0]].tolist():
+        W = (1 - abar) * torch.eye(K).double().expand(d, K, K)
+        if prior is not None:
+            W = weighted_projection.posterior(prior, times, abar)
+        expected = by_one_inverse(observation, kinds, W, z0, y)
+        torch.testing.assert_close(held(z0, y, abar), expected, atol=1e-4, rtol=1e-4)
+
+
 def test_frames_seen_whole_are_exact_at_every_step_beside_frames_seen_in_part():
     """Also at n = 0, where W is a ten-thousandth of what it is at first."""
     rng = np.random.default_rng(0)
