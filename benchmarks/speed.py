@@ -512,12 +512,17 @@ def path(a, meter):
     """What a user does: train.py without flags, sample.py, sample.py --interrecon."""
     out = os.path.join(a.out, "path")
     ckpt = ["--ckpt", os.path.join(out, "ckpt.pt")]
-    with meter.stage("train.py without flags"):
-        train.main(["--data", a.subject, "--out", out])
-    with meter.stage("sample.py"):
-        sampling.main(ckpt)
-    with meter.stage("sample.py --interrecon"):
-        sampling.main([*ckpt, "--interrecon"])
+    commands = {
+        "train.py without flags": lambda: train.main(["--data", a.subject, "--out", out]),
+        "sample.py": lambda: sampling.main(ckpt),
+        "sample.py --interrecon": lambda: sampling.main([*ckpt, "--interrecon"]),
+    }
+    for name, command in commands.items():
+        peak(meter.device, reset=True)
+        began = time.perf_counter()
+        command()
+        took = time.perf_counter() - began
+        meter.found[name] = {"seconds": took, "peak": peak(meter.device)}
 
 
 def part_seen(device, V=20_000):
@@ -656,6 +661,13 @@ def show_stages(rows, T):
         print(f"| {name} | {took} | {row['rate']:.0f} {unit} | {row['share']:.0%} |")
 
 
+def show_path(rows, T):
+    print("\n| what a user does | minutes | peak, GB |\n|---|---|---|")
+    for name, row in rows.items():
+        memory = "" if row["peak"] is None else f"{row['peak']:.1f}"
+        print(f"| {name} | {row['seconds'] / 60:.1f} | {memory} |")
+
+
 def show_training(rows, T):
     show_stages(rows, T)
     step = rows["training step"]
@@ -691,7 +703,7 @@ STAGES = {
     observed: show_ratios,
     rivals: show_ratios,
     growth: show_growth,
-    path: show_stages,
+    path: show_path,
 }
 
 

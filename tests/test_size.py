@@ -5,6 +5,7 @@ import concurrent.futures
 import json
 import os
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -227,6 +228,46 @@ def test_sampling_with_what_is_computed_once_is_the_same(small_network, context)
     naive = ways["naive, products as in sample.py"]()
     torch.testing.assert_close(once, naive, atol=1e-4, rtol=1e-4)
     assert naive.std() > 0.1
+
+
+def test_what_was_measured_is_not_measured_again(tmp_path, monkeypatch, capsys):
+    """Of two stages that are asked for one is there; of others nothing is said."""
+    a = speed.parse(["--scale", "0.2", "--out", str(tmp_path)])
+    kept = {"samples (sampling)": {"seconds": [0.25, 0.5, 1.0]}}
+    (tmp_path / f"growth-{a.T}x{a.V}.json").write_text(json.dumps(kept))
+    begun = []
+
+    def measure(stage, a, path):
+        begun.append(stage.__name__)
+        with open(path, "w") as f:
+            json.dump({"train.py without flags": {"seconds": 90.0, "peak": None}}, f)
+
+    class Now:
+        def __init__(self, target, args):
+            self.start = lambda: measure(*args)
+            self.exitcode = 0
+
+        def join(self):
+            pass
+
+    monkeypatch.setattr(
+        speed.multiprocessing, "get_context", lambda _: SimpleNamespace(Process=Now)
+    )
+    monkeypatch.setattr(speed, "make_subject", lambda *_: None)
+    for _ in range(2):
+        speed.main(["--scale", "0.2", "--out", str(tmp_path), "--only", "growth", "path"])
+        said = capsys.readouterr().out
+        assert "| samples (sampling) | 0.25 | 0.50 | 1.00 |" in said
+        assert "| train.py without flags | 1.5 |  |" in said and "rivals" not in said
+    assert begun == ["path"]
+
+
+@pytest.mark.parametrize("stage", [speed.observed])
+def test_a_stage_of_sampling_is_timed(small_network, monkeypatch, stage):
+    monkeypatch.setattr(speed, "seconds", lambda f, *_: f() is not None and 1.0)
+    meter = speed.Meter(torch.device("cpu"))
+    stage(None, meter)
+    assert [row["ratio"] for row in meter.found.values()] == [1.0, 1.0]
 
 
 def test_every_stage_is_timed(small_network, tmp_path, monkeypatch):
