@@ -197,8 +197,8 @@ CHANGES = [
     (
         "what was observed is scored",
         "tools/report.py",
-        "np.flatnonzero(mask & ~row)",
-        "np.flatnonzero(mask)",
+        "where(mask & ~row)",
+        "where(mask)",
     ),
     (
         "the mean is passed off as one sample",
@@ -216,8 +216,8 @@ CHANGES = [
     (
         "the wrong correction of the deviation over samples",
         "sample.py",
-        "frames.std(0, correction=sampler.correction)",
-        "frames.std(0, correction=1)",
+        "max(1, len(frames) - sampler.correction)",
+        "max(1, len(frames) - 1)",
     ),
     (
         "EEG not scaled when sampling",
@@ -234,14 +234,14 @@ CHANGES = [
     (
         "epsilon kept and recomputed the wrong way round",
         "beyond/drawing.py",
-        "a.steps, a.eta, prior is None)",
-        "a.steps, a.eta, prior is not None)",
+        "a.steps, a.eta, plain)",
+        "a.steps, a.eta, not plain)",
     ),
     (
         "--eta is ignored",
         "beyond/drawing.py",
-        "a.steps, a.eta, prior is None)",
-        "a.steps, 0.0, prior is None)",
+        "a.steps, a.eta, plain)",
+        "a.steps, 0.0, plain)",
     ),
     (
         "other EEG around a window than in training",

@@ -277,7 +277,7 @@ def test_p_is_of_each_region(mode):
         method: {name: {"r": {"mean": r + i}} for i, name in enumerate(regions)}
         for method, r in (("neuroframes", 0.5), ("shuffled_eeg", 0.25))
     }
-    metrics = {"mode": mode, "frames": 10, "test_frames": 600, "scores": scores}
+    metrics = {"mode": mode, "frames": 10, "test_frames": 600, "scores": scores, "calibration": {}}
     scores["neuroframes_1"] = scores["mean_frame"] = {"whole": {"mse": {"mean": 1.0}}}
     rows = dict.fromkeys(regions, {"r_vertices": 0.3, "r_mean_course": 0.4})
     metrics["over_time"] = {"neuroframes": rows, "shuffled_eeg": rows}

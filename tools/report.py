@@ -40,7 +40,7 @@ class Scores:
             here = pattern == row
             for i, index in enumerate(self.free[row]):
                 part = x[here][:, index]
-                if part.numel():
+                if part.shape[1]:
                     frames[i, k[here]] = self.score(x_hat[here][:, index], part)
 
     def summary(self):
