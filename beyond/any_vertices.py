@@ -13,7 +13,8 @@ W = Cov[z | z_n] over frames and latents (weighted_projection),
 
     z0 <- z0 + W A^T (A W A^T + R)^-1 (y - A z0)
 
-Without weights each frame is on its own: W = (1 - abar) I.
+Without weights each frame is on its own: W = (1 - abar) I. The inverse is that of a matrix of all
+frames and latents, which would take gigabytes: conjugate gradients solve it without.
 
 Seam    project(z0, abar)
 Source  the Kalman gain; pseudo-inverse guidance (Song et al. 2023)
@@ -90,8 +91,8 @@ class Observation:
         # Of few frames R would be singular: the fewer, the more it is drawn to its diagonal.
         for pattern, (_, power) in self.fits.items():
             R = self.R[pattern] / count
-            r = power.isfinite().sum()
-            R = torch.lerp(R, R.diag().diag(), r / (r + count))
+            r = int(power.isfinite().sum())
+            R = torch.lerp(R, R.diag().diag(), r / (r + count)).to(self.D)
             self.R[pattern] = R + torch.diag(power.isinf()).to(R)
 
     def fit(self, x, pattern):
@@ -99,8 +100,8 @@ class Observation:
         return x @ self.A[pattern].T / self.fits[pattern][1]
 
     def squared(self, x, pattern):
-        """Sum of y y^T [d,d] over frames."""
-        y = self.fit(x, pattern)
+        """Sum of y y^T [d,d] over frames, in float64 on the CPU."""
+        y = self.fit(x, pattern).cpu().double()
         return y.T @ y
 
     def latents(self, x, pattern):
@@ -155,21 +156,25 @@ def directions(D):
 def conjugate_gradients(system, b, diagonal, tolerance=1e-5):
     """u with system(u) = b [B,K,d], for a positive definite system with this diagonal [K,d]
     (Hestenes and Stiefel 1952): the system as a matrix would not fit into memory."""
+
+    def dot(u, v):  # [B,1,1]
+        return (u * v).sum((1, 2), keepdim=True)
+
     u = torch.zeros_like(b)
     left = b  # b - system(u)
     step = left / diagonal
-    size = (left * step).sum((1, 2), keepdim=True)  # [B,1,1]
+    size = dot(left, step)
     enough = tolerance**2 * size
     for _ in range(500):
         if (size <= enough).all():
             break
         change = system(step)
-        length = size / (step * change).sum((1, 2), keepdim=True).clamp(min=1e-30)
+        length = size / dot(step, change).clamp(min=1e-30)
         u = u + length * step
         left = left - length * change
         scaled = left / diagonal
         before = size
-        size = (left * scaled).sum((1, 2), keepdim=True)
+        size = dot(left, scaled)
         step = scaled + size / before.clamp(min=1e-30) * step
     return u
 

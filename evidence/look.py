@@ -12,8 +12,8 @@ z-scores. Both are without mean and linear trend in each run. BOLD is paired wit
 rather delay + l. But something is always largest, of four bands and lags from -10 to 15 s. The same
 is therefore looked for in EEG that was moved by 30 s or more, by each number of frames that there
 is: 95 of 100 times what is largest there is below `chance`. An r below it says nothing: the EEG may
-tell of single regions, and not of their mean. An r above it comes by chance about once in 15
-subjects of two runs or more, in 7 of one run of 304 frames, in 3 of one of 160 (150 simulations).
+tell of single regions, and not of their mean. An r above it comes by chance in up to 12 of 100
+subjects of four runs (tests/test_look.py), and more often where there is one short run only.
 
 Motion is the framewise displacement of fMRIPrep's confounds. Without them it is a frame's change
 from the one before (root mean square over vertices), where the median change is 1.

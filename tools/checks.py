@@ -6,9 +6,10 @@ import re
 import sys
 
 import numpy as np
+from tqdm import tqdm
 
 from .errors import fail
-from .ranks import WORLD, say
+from .ranks import RANK, WORLD, say
 
 # ---- Flags -----------------------------------------------------------------------------
 
@@ -311,8 +312,9 @@ def check_fits(subject, ckpt, path):
 def check_values(subject, block=256):
     """Read a data.Subject once; fail if a value is NaN or infinite, or a channel constant in a
     run."""
-    bold, eeg = (os.path.join(subject.folder, name) for name in ("fmri.npy", "eeg.npy"))
-    for start, stop in subject.runs:
+    bold = f"{subject.folder}/fmri.npy"
+    eeg = f"{subject.folder}/eeg.npy"
+    for start, stop in tqdm(subject.runs, "reading", leave=False, disable=RANK > 0):
         extremes = []
         for i in range(start, stop, block):
             rows = slice(i, min(i + block, stop))
