@@ -71,9 +71,9 @@ from tools.errors import Parser, named, script
 from tools.ranks import RANK, say
 
 try:
-    import evidence
+    from evidence import calibration, helped
 except ModuleNotFoundError:  # scores alone
-    evidence = None
+    calibration = helped = None
 try:
     import spaces
 except ModuleNotFoundError:  # results as .npy alone
@@ -104,6 +104,8 @@ def parse(argv=None):
     device.add_flag(add)
     if spaces:
         spaces.add_flags(add)
+    if calibration:
+        calibration.add_flags(add)
     if beyond:
         beyond.add_sampling_flags(add)
     a = p.parse_args(argv)
@@ -404,13 +406,13 @@ def rivals(sampler, timeline, places, x):
 def run(a, where, folder, on_guess):
     """Draw, score and write the test frames into `folder`; returns what report.show prints.
 
-    (spread and --calibrate: beyond/calibration; --upsample: beyond/between_frames.)"""
+    (spread and --calibrate: evidence/calibration; --upsample: beyond/between_frames.)"""
     study = Study(a, where)
     a.frames = a.frames or study.settings["frames"]
     seen, of_frame = data.patterns(observed(a, study))  # distinct rows; which one a frame has
     sampler = WindowsApart(a, study, seen) if a.paper else beyond.WholeRuns(a, study, seen)
     check_windows(a, study.model)
-    spread = None if a.paper or a.samples == 1 else beyond.spread(a, study)
+    spread = calibration and calibration.of(sampler)
     if a.calibrate:
         timeline = data.timeline(study.splits["val"], a.frames, of_frame)
         spread.fit_scale(reconstruct(sampler, timeline, "val"))
@@ -442,7 +444,7 @@ def run(a, where, folder, on_guess):
             results.scores.add(method, guess, x, places)
             on_guess(method, places, guess)
     if RANK == 0:
-        return results.finish(spread, outputs, evidence and evidence.helped.look)
+        return results.finish(spread, outputs, helped and helped.look)
 
 
 @script

@@ -8,8 +8,8 @@
     vertex_loss     errors where they show          between_frames       points between frames
     joint           the autoencoder trained along   second_order         15 calls in place of 50
     linear_gaussian  a closed form, in seconds      computed_once        the same, faster
-    stacked         it and the network together     After sampling
-    auto            flags that suit a recording     calibration          how sure?
+    stacked         it and the network together     left_out             what no sample has
+    auto            flags that suit a recording
 
 network.py and drawing.py put them together. The five scripts run without this folder, as the paper
 has it: train.py --preset paper, sample.py --paper.
@@ -24,7 +24,6 @@ from . import (
     auto,
     band_power,
     between_frames,
-    calibration,
     gaussian_prior,
     joint,
     linear_gaussian,
@@ -37,7 +36,7 @@ from . import (
     windows,
 )
 from .auto import TINY
-from .drawing import WholeRuns, spread
+from .drawing import WholeRuns
 from .network import measured
 
 
@@ -50,7 +49,7 @@ def add_training_flags(add):
 
 def add_sampling_flags(add):
     """Flags of sample.py."""
-    for chapter in (any_vertices, weighted_projection, whole_runs, between_frames, calibration):
+    for chapter in (any_vertices, weighted_projection, whole_runs, between_frames):
         chapter.add_flags(add)
 
 

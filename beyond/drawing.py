@@ -11,9 +11,9 @@ from neuroframes import range_null_projection
 from . import (
     any_vertices,
     between_frames,
-    calibration,
     computed_once,
     gaussian_prior,
+    left_out,
     opposite_pairs,
     second_order,
     stacked,
@@ -56,7 +56,7 @@ class WholeRuns:
         self.observation = None
         if (rows.any(1) & ~self.whole).any():
             rows = rows.to(study.device)
-            unseen = calibration.residuals(study.frames, study.autoencoder, study.splits)
+            unseen = left_out.residuals(study.frames, study.autoencoder, study.splits)
             variance, unison = measured(study)["left_out"]
             given = study.autoencoder, rows, variance * unison, unseen
             self.observation = any_vertices.Observation(*given)
@@ -83,6 +83,10 @@ class WholeRuns:
                 h = torch.cat([h, torch.cat(m)], -1)
             found.append(h)
         return torch.stack(found, 1)
+
+    def left_out(self):
+        """The variance of what latents leave out of a frame [V]."""
+        return measured(self.study)["left_out"][0].cpu()
 
     def latents(self, x, pattern):
         """A^T y [n,d] of frames x [n,V] that were observed in one pattern."""
@@ -193,13 +197,6 @@ def measured(study):
         given = study.frames, study.autoencoder
         prior = gaussian_prior.GaussianPrior(study.autoencoder.latent_dim)
         prior.fit(gaussian_prior.latents(*given, study.splits["train"]))
-        variance = calibration.left_out(*given, study.splits)
+        variance = left_out.variance(*given, study.splits)
         study.measured = {"left_out": variance, "prior": prior.state_dict()}
     return study.measured
-
-
-def spread(a, study):
-    """A calibration.Spread, which knows what latents leave out."""
-    valid = torch.from_numpy(study.normaliser.valid)
-    variance, _ = measured(study)["left_out"]
-    return calibration.Spread(variance.cpu(), valid, a.samples, a.upsample)

@@ -11,8 +11,8 @@ from neuroframes import EEGEncoder, NeuroFrames
 
 from . import (
     band_power,
-    calibration,
     gaussian_prior,
+    left_out,
     linear_gaussian,
     stacked,
     velocity,
@@ -108,5 +108,5 @@ def measured(a, model, autoencoder, normaliser, subject, batches):
     def frames(rows):
         return torch.from_numpy(normaliser.zscore(subject.fmri[rows]))
 
-    variance = calibration.left_out(frames, autoencoder, batches.splits)
+    variance = left_out.variance(frames, autoencoder, batches.splits)
     return {"left_out": variance, "prior": prior.state_dict()}

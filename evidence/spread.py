@@ -1,4 +1,4 @@
-"""Is the reconstruction as sure as it may be? beyond/calibration's numbers, in words."""
+"""Is the reconstruction as sure as it may be? calibration.py's numbers, in words."""
 
 
 def verdict(found):

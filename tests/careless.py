@@ -55,7 +55,7 @@ CHANGES = [
     ),
     (
         "what latents leave out measured on frames that PCA was fitted to",
-        "beyond/calibration.py",
+        "beyond/left_out.py",
         'in splits["val"] or splits["train"]',
         'in splits["train"]',
     ),

@@ -19,7 +19,7 @@ FOLDERS = {
     "beyond": 12_000,
     "recordings": 9_000,
     "spaces": 7_000,
-    "evidence": 3_000,
+    "evidence": 4_000,
     "tools": 10_000,
 }
 CHAPTER, COLUMNS, FUNCTION, SETTINGS, WORDS = 1800, 100, 60, 80, 1000

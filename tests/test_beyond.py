@@ -17,9 +17,9 @@ from beyond import (
     any_vertices,
     band_power,
     between_frames,
-    calibration,
     computed_once,
     joint,
+    left_out,
     network,
     opposite_pairs,
     second_order,
@@ -29,6 +29,7 @@ from beyond import (
     whole_runs,
 )
 from beyond.gaussian_prior import GaussianPrior
+from evidence import calibration
 from evidence.spread import told, verdict
 from neuroframes import LinearAutoencoder, NoiseSchedule, denoise, range_null_projection
 from test_neuroframes import (
@@ -711,7 +712,7 @@ def test_calibration_of_a_normal():
     u = torch.linspace(-15, 15, 3001).double()
     for claim, in_50, in_90 in ((2.0, 0.5, 0.9), (1.0, 0.264, 0.589)):
         # So many samples that std is known.
-        spread = calibration.Spread(torch.zeros(1), torch.tensor([True]), samples=10**9)
+        spread = calibration.Spread(torch.zeros(1), torch.tensor([True]), samples=10**9, lost=0)
         for e in error[:, None].split(30_000):
             spread.add(torch.zeros_like(e), e.isnan(), e, torch.full_like(e, claim))
         found = spread.summary()["samples"]
@@ -729,7 +730,7 @@ def test_vertices_that_are_left_out_in_unison_are_counted(together):
     g = torch.Generator().manual_seed(0)
     x = torch.randn(400, 120 // together, generator=g).repeat_interleave(together, 1)
     splits = {"val": [(0, 250), (250, 400)], "train": []}
-    variance, unison = calibration.left_out(lambda rows: x[rows], LinearAutoencoder(120, 1), splits)
+    variance, unison = left_out.variance(lambda rows: x[rows], LinearAutoencoder(120, 1), splits)
     torch.testing.assert_close(variance, x.square().mean(0))
     assert unison == pytest.approx(together, rel=0.05)
 
@@ -754,9 +755,9 @@ def test_samples_of_the_truths_own_distribution_are_about_right(samples, unseen)
     drawn = sigma * draw((samples, 1000, 200)).double()
     truth = sigma * torch.randn(1000, 200, generator=g).double()
     x = truth + unseen**0.5 * sigma * torch.randn(1000, 200, generator=g)
-    left_out = unseen * sigma**2
-    spread = calibration.Spread(left_out, torch.ones(200, dtype=torch.bool), samples)
-    std = drawn.std(0, correction=opposite_pairs.correction(samples))
+    lost = opposite_pairs.correction(samples)
+    spread = calibration.Spread(unseen * sigma**2, torch.ones(200, dtype=torch.bool), samples, lost)
+    std = drawn.std(0, correction=lost)
     spread.add(x, torch.zeros(1000, 200, dtype=torch.bool), drawn.mean(0), std)
     found = spread.summary()["and what latents leave out"]
     assert found["coverage_50"] == pytest.approx(0.5, abs=0.01)
@@ -782,7 +783,7 @@ def test_intervals_are_judged_by_both_shares_and_the_spread():
 def test_spread_counts_what_is_free_and_takes_its_scale_from_what_it_was_given():
     g = torch.Generator().manual_seed(0)
     valid = torch.tensor([True] * 9 + [False])
-    spread = calibration.Spread(torch.zeros(10), valid, samples=8)
+    spread = calibration.Spread(torch.zeros(10), valid, samples=8, lost=0)
     x = torch.zeros(500, 10)
     mask = torch.zeros(500, 10, dtype=torch.bool)
     mask[:, 0] = True

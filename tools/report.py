@@ -109,8 +109,8 @@ class Results:
             self.after.append(after.abs().max().item())
 
     def finish(self, spread, outputs, look_back):
-        """r_time*.npy, frames.npy, metrics.json; returns what `show` prints. spread: a
-        calibration.Spread, or None; outputs: writes the lab's own formats and pictures, or None;
+        """r_time*.npy, frames.npy, metrics.json; returns what `show` prints. spread: a Spread of
+        evidence/calibration, or None; outputs: writes the lab's own formats and pictures, or None;
         look_back: evidence.helped.look, or None."""
         points, rows = self.a.upsample, self.timeline.rows
         self.arrays = {}  # at the frames

@@ -25,35 +25,6 @@ Gain    synthetic, every second frame observed: 90% intervals that hold the trut
 
 import torch
 
-from . import opposite_pairs
-
-
-def residuals(frames, autoencoder, splits):
-    """What latents leave out [n,V], block by block: of the validation run, because PCA leaves out
-    less of frames that it was fitted to; of those all the same, if there are no others.
-
-    frames: rows -> frames in z-scores [n,V]."""
-    for low, high in splits["val"] or splits["train"]:
-        for rows in torch.arange(low, high).split(128):
-            x = frames(rows).to(autoencoder.E.device)
-            yield x - autoencoder.decode(autoencoder.encode(x))
-
-
-def left_out(frames, autoencoder, splits):
-    """The variance [V] of that; and how many vertices are left out in unison, V tr(C^2) / tr(C)^2
-    with its covariance C: 1 if each is on its own. tr(C^2) is the mean of (u_s u_t)^2 over pairs of
-    frames."""
-    total = count = alike = pairs = 0
-    for u in residuals(frames, autoencoder, splits):
-        total += u.square().sum(0)  # [V]
-        count += len(u)
-        products = (u @ u.T).fill_diagonal_(0)  # [n,n]
-        alike += products.square().sum()
-        pairs += len(u) * (len(u) - 1)
-    variance = total / count
-    unison = len(variance) * alike / max(1, pairs) / variance.sum() ** 2
-    return variance, unison.clamp(min=1)
-
 
 def as_normal(w, degrees):
     """The size of a normal number that is as rare as Student's w. Wallace's formula: 90% intervals
@@ -67,12 +38,12 @@ class Spread:
     left_out  [V] variance of what latents leave out
     valid     bool [V]: vertices that vary
     samples   of which std is taken
+    lost      degrees of freedom lost to their mean: 1, or 0 of opposite pairs
     points    to a frame; of the first of them the truth is known
     """
 
-    def __init__(self, left_out, valid, samples, points=1):
+    def __init__(self, left_out, valid, samples, lost, points=1):
         self.left_out, self.valid, self.points = left_out, valid, points
-        lost = opposite_pairs.correction(samples)
         self.degrees = samples - 1 if lost else samples / 2
         self.with_mean = 1 + lost / samples  # variance of truth - mean, in that of a sample
         # What is claimed: how much of what latents leave out is added, and what multiplies the std.
@@ -120,6 +91,16 @@ class Spread:
                 "spread_to_error": (spread / error) ** 0.5,
             }
         return table
+
+
+def of(sampler):
+    """A Spread of the samples that a beyond.WholeRuns draws; None of one sample, which has none,
+    and of the paper's."""
+    a = sampler.a
+    if a.paper or a.samples == 1:
+        return None
+    valid = torch.from_numpy(sampler.study.normaliser.valid)
+    return Spread(sampler.left_out(), valid, a.samples, sampler.correction, a.upsample)
 
 
 def add_flags(add):
