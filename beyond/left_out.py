@@ -4,7 +4,10 @@ Scanner noise mostly. No sample has it, but the truth does: intervals that are t
 need its variance (evidence/calibration.py), observations of single vertices its covariance
 (any_vertices.py).
 
-Seam    what is measured on frames before sampling
+Seam    after sampling: a spread over samples -> that of the truth
+Source  the noise that probabilistic PCA adds to each vertex (Tipping and Bishop 1999)
+Gain    synthetic, every second frame observed: 90% intervals that hold the truth in 31% of cases ->
+        in 90%
 """
 
 import torch
