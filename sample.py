@@ -14,7 +14,7 @@ The paper's path through this file, for test frames x:
     h = encoder(eeg)                         Study.encode_eeg
     y = encode(x), of observed frames only   observed_latents
     z = sample(eps_model, ..., y, mask)      WindowsApart.draw, window by window
-    x_hat = decode(z)                        decode
+    x_hat = decode(z)                        reconstruct
     x_hat = x where it was observed          put_back
     score x_hat against x where it was not   tools/report.py
 
@@ -120,8 +120,8 @@ def load(path, where):
     """(checkpoint dict, model, autoencoder, normaliser) of the file that train.py wrote."""
     kinds = beyond.kinds if beyond else lambda ckpt: (NeuroFrames, LinearAutoencoder)
     ckpt, model, autoencoder = checkpoints.rebuild(path, where, kinds)
-    # The same network; its matrix products are of less precision where that is faster.
-    model.dit.forward = device.fast_products(model.dit.width)(model.dit.forward)
+    # The same network, in bfloat16 where it was trained so.
+    model.dit.forward = device.autocast(where, model.dit.width)(model.dit.forward)
     statistics = {name: array.cpu() for name, array in ckpt["normaliser"].items()}
     return ckpt, model, autoencoder, data.Normaliser(**statistics)
 
@@ -137,6 +137,7 @@ class Study:
     def __init__(self, a, where):
         ckpt, self.model, self.autoencoder, self.normaliser = load(a.ckpt, where)
         self.settings, self.device = ckpt["settings"], where
+        self.decode = device.decoder(self.autoencoder, where)
         self.measured = ckpt.get("measured")  # for beyond/, on frames of training and validation
         self.subject = data.Subject(a.data or ckpt["subject"])
         if check_fits(self.subject, ckpt, a.ckpt):  # the runs that train.py was told to leave out
@@ -317,26 +318,24 @@ def draw_split(sampler, timeline, split):
 # ---- From latents to frames ------------------------------------------------------------
 
 
-def decode(sampler, z):
-    """Samples z [S,K,d] -> their mean, standard deviation and first, [K,V] each."""
-    study = sampler.study
-    frames = study.autoencoder.decode(z.to(study.device)).cpu()  # [S,K,V]
-    mean = frames.mean(0)
-    # torch.std takes ten times as long over a first axis.
-    squares = (frames - mean).square().sum(0)  # [K,V]
-    std = (squares / max(1, len(frames) - sampler.correction)).sqrt()
-    return mean, std, frames[0]
-
-
 def reconstruct(sampler, timeline, split):
     """Yields, for each block of frames of a split, their places [K], the truth x [K,V], mask bool
-    [K,V], what of it was observed, and {method: (mean, deviation, first sample)}."""
+    [K,V], what of it was observed, and {method: [mean of the samples [K,V]]}; for NeuroFrames
+    itself then follow their standard deviation and the first sample, [K,V] each."""
+    study = sampler.study
     for places, z in draw_split(sampler, timeline, split):
-        x = sampler.study.frames(timeline.rows[places])
+        x = study.frames(timeline.rows[places])
         mask = torch.from_numpy(sampler.seen[timeline.pattern[places]])
-        drawn = {"neuroframes": decode(sampler, z.pop("neuroframes"))}
-        for method, latents in z.items():  # of controls only the mean is scored, and D is linear
-            drawn[method] = decode(sampler, latents.mean(0, keepdim=True))
+
+        # D is linear: the mean of decoded samples is their decoded mean.
+        means = study.decode(torch.stack([latents.mean(0) for latents in z.values()]))
+        drawn = {method: [mean] for method, mean in zip(z, means)}  # [K,V] each
+
+        samples = study.decode(z["neuroframes"], rounded=True)  # [S,K,V]
+        # torch.std takes ten times as long over a first axis.
+        squares = (samples - drawn["neuroframes"][0]).square().sum(0)  # [K,V]
+        std = (squares / max(1, len(samples) - sampler.correction)).sqrt()
+        drawn["neuroframes"] += [std, samples[0]]
         yield places, x, mask, drawn
 
 
@@ -436,15 +435,15 @@ def run(a, where, folder, on_guess):
             results.add_residual(before, after)
         results.write(recon=mean, shuffled=drawn["shuffled_eeg"][0], truth=x, std=std)
 
-        # Scores: one sample; each method's mean (the first of its three); rivals. Not the points
+        # Scores: each method's mean, the first that is there; one sample; rivals. Not the points
         # between frames.
-        guesses = {"neuroframes_1": first, **{method: u for method, (u, _, _) in drawn.items()}}
+        guesses = {method: found[0] for method, found in drawn.items()} | {"neuroframes_1": first}
         guesses = {method: guess[:: a.upsample] for method, guess in guesses.items()}
-        for method, guess in {**guesses, **rivals(sampler, timeline, places, x)}.items():
+        for method, guess in (guesses | rivals(sampler, timeline, places, x)).items():
             results.scores.add(method, guess, x, places)
             on_guess(method, places, guess)
     if RANK == 0:
-        return results.finish(spread, outputs, helped and helped.look)
+        return results.finish(spread, outputs, helped and helped.Helped)
 
 
 @script

@@ -354,7 +354,7 @@ def train(a, where, run):
     for step in run.steps():
         # Windows, diffusion steps and noise, and Eq. 3 on them. Where that is faster, in bfloat16.
         model.train()
-        with device.autocast(where, a):
+        with device.autocast(where, a.width, a.precision):
             batch, extra, count = batches.draw(step, autoencoder.latent_dim, model.schedule)
             losses = losses_of(*batch)  # [B]
             loss = processes.share_of_mean(losses, count) + extra  # with one process: losses.mean()

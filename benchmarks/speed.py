@@ -52,7 +52,7 @@ from beyond.joint import JointAutoencoder
 from beyond.whole_runs import Windows
 from neuroframes import LinearAutoencoder, NeuroFrames, denoise
 from tools import checkpoints, large
-from tools.device import fast_products, has_bfloat16, pick_device
+from tools.device import autocast, has_bfloat16, pick_device
 from tools.errors import fail, script
 from tools.files import save_json
 from tools.processes import in_batches
@@ -497,14 +497,16 @@ def samplers(device, windows, samples, context, calls, K=10):
     """{way: function that draws `samples` of `windows` windows in `calls` network calls} for the
     paper's network."""
     ways = Samplers(device, windows, samples, context, calls, K)
+    products = autocast(device, NETWORK["width"])
     found = {
-        "sample.py": fast_products()(ways.ours),
-        "naive": ways.naive,
-        "naive, products as in sample.py": fast_products()(ways.naive),
+        "sample.py": products(ways.ours),
+        "sample.py, float32": ways.ours,
+        "naive, float32": ways.naive,
+        "naive": products(ways.naive),
     }
     if ways.diffusers is not None:
-        found["diffusers"] = ways.of_diffusers
-        found["diffusers, products as in sample.py"] = fast_products()(ways.of_diffusers)
+        found["diffusers, float32"] = ways.of_diffusers
+        found["diffusers"] = products(ways.of_diffusers)
     return found
 
 
@@ -554,7 +556,7 @@ def observed(a, meter, K=10):
     h = torch.randn(64, K, NETWORK["eeg_dim"], device=device)
     n = torch.zeros(64, dtype=torch.long, device=device)
     call = once(model, h, torch.arange(K, device=device).expand(64, -1))
-    with fast_products():
+    with autocast(device, NETWORK["width"]):
         network = seconds(lambda: call(z, n), device, 2)
 
     abars = model.schedule.alpha_bar[second_order.even_steps(model.schedule, 15)[0]].tolist()
@@ -568,7 +570,7 @@ def observed(a, meter, K=10):
 def rivals(a, meter):
     for context in (0, 6):
         ways = samplers(meter.device, 8, 8, context, 5)
-        same = [ways[way]() for way in ("sample.py", "naive, products as in sample.py")]
+        same = [ways[way]() for way in ("sample.py, float32", "naive, float32")]
         torch.testing.assert_close(*same, atol=1e-3, rtol=1e-3)
         found = {}
         for _ in range(2):  # in turn, that a machine whose speed drifts is fair to all

@@ -387,7 +387,7 @@ class Work:
 
     @torch.no_grad()
     def latents(self, d):
-        _, _, autoencoder, _ = sampling.load(self.trained(BASE, d), "cpu")
+        _, _, autoencoder, _ = sampling.load(self.trained(BASE, d), torch.device("cpu"))
 
         def alone(rows):
             blocks = torch.from_numpy(self.truth(rows)).split(64)

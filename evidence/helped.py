@@ -82,35 +82,41 @@ def p_of_signs(runs, block):
     return p_of(signs @ D, 2 ** len(D))
 
 
-def look(parts, results, metrics):
-    """Puts "helped" into metrics, {region: {"p", "r_gain"}}; returns lines that say it. p is None
-    if there is too little to tell; r_gain: by how much r is higher than with shuffled EEG.
+class Helped:
+    """Did it, in these results (a tools.report.Results)? What was written is added, some vertices
+    at a time; then `tell`. metrics: of metrics.json"""
 
-    parts    of some vertices at a time recon, shuffled and truth [3,T,n], each run less its mean
-             and 0 where it was seen, and their shares [n,regions] in the mean of each region
-    results  tools.report.Results
-    """
-    direct = metrics["mode"] == "direct"
-    stretches = results.timeline.stretches
-    runs = [0] * len(stretches)
-    for x, share in parts:
-        for i, (low, high) in enumerate(stretches):
-            run = without_drift(x[:, low:high], results.subject.tr)
-            found = likeness(run) if direct else advantage(run)
-            runs[i] = runs[i] + found @ share  # [t,regions]
-    # Long blocks know little of each other, and some 24 of them are enough.
-    block = max(LEAST, metrics["frames"], metrics["test_frames"] // 24)
-    p = p_of_shifts(runs) if direct else p_of_signs(runs, block)
+    def __init__(self, results, metrics):
+        self.results, self.metrics = results, metrics
+        self.direct = metrics["mode"] == "direct"
+        self.runs = [0] * len(results.timeline.stretches)  # S or D of each, [t,regions]
 
-    metrics["helped"] = {}
-    for region, value in zip(results.regions, p):
-        r, shuffled = (metrics["scores"][m][region]["r"]["mean"] for m in PAIR)
-        metrics["helped"][region] = {"p": value, "r_gain": r - shuffled}
-    return [
-        *followed(metrics["over_time"]),
-        verdict(metrics) + loudness(metrics["scores"]),
-        *spread.told(metrics["calibration"]),
-    ]
+    def add(self, x, share):
+        """Of some vertices recon, shuffled and truth x [3,T,n], each run less its mean and 0 where
+        it was seen, and their shares [n,regions] in the mean of each region."""
+        for i, (low, high) in enumerate(self.results.timeline.stretches):
+            run = without_drift(x[:, low:high], self.results.subject.tr)
+            found = likeness(run) if self.direct else advantage(run)
+            self.runs[i] = self.runs[i] + found @ share  # [t,regions]
+
+    def tell(self):
+        """Puts "helped" into metrics, {region: {"p", "r_gain"}}; returns lines that say it. p is
+        None if there is too little to tell; r_gain: by how much r is higher than with shuffled
+        EEG."""
+        metrics = self.metrics
+        # Long blocks know little of each other, and some 24 of them are enough.
+        block = max(LEAST, metrics["frames"], metrics["test_frames"] // 24)
+        p = p_of_shifts(self.runs) if self.direct else p_of_signs(self.runs, block)
+
+        metrics["helped"] = {}
+        for region, value in zip(self.results.regions, p):
+            r, shuffled = (metrics["scores"][m][region]["r"]["mean"] for m in PAIR)
+            metrics["helped"][region] = {"p": value, "r_gain": r - shuffled}
+        return [
+            *followed(metrics["over_time"]),
+            verdict(metrics) + loudness(metrics["scores"]),
+            *spread.told(metrics["calibration"]),
+        ]
 
 
 def followed(scores):

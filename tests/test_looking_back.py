@@ -281,14 +281,18 @@ def test_p_is_of_each_region(mode):
     scores["neuroframes_1"] = scores["mean_frame"] = {"whole": {"mse": {"mean": 1.0}}}
     rows = dict.fromkeys(regions, {"r_vertices": 0.3, "r_mean_course": 0.4})
     metrics["over_time"] = {"neuroframes": rows, "shuffled_eeg": rows}
-    *_, said = helped.look(over_time.deviations(results), results, metrics)
+    looked = helped.Helped(results, metrics)
+    over_time.look(results, [looked])
+    *_, said = looked.tell()
     found = metrics["helped"]
     assert said == helped.verdict(metrics) and found.keys() == regions.keys()
     assert found["known"]["p"] <= 0.001 and found["not"]["p"] > 0.05
     assert {row["r_gain"] for row in found.values()} == {0.25}
     if mode == "interrecon":
         metrics["frames"] = 150  # a period of anchors: four blocks
-        helped.look(over_time.deviations(results), results, metrics)
+        looked = helped.Helped(results, metrics)
+        over_time.look(results, [looked])
+        looked.tell()
         assert {row["p"] for row in metrics["helped"].values()} == {None}
 
 
@@ -341,7 +345,7 @@ def pooled_r(runs):
 
 
 def test_r_over_time_is_numpys(followed):
-    maps, scores = over_time.look(followed)
+    maps, scores = over_time.look(followed, [])
     stretches = followed.timeline.stretches
     free = ~followed.seen[followed.timeline.pattern]
     truth = np.float64(followed.arrays["truth"])
@@ -377,7 +381,7 @@ def test_r_over_time_is_numpys(followed):
 
 def test_r_of_a_mean_course_whose_vertices_were_seen_at_different_times(followed):
     """A vertex has a share in it where it was not seen: its deviation from its own mean."""
-    _, scores = over_time.look(followed)
+    _, scores = over_time.look(followed, [])
     ((x, _),) = over_time.deviations(followed)
     recon, _, truth = x[:, :, followed.regions["few"]].sum(2)
     r = recon @ truth / np.sqrt(recon @ recon * (truth @ truth))
@@ -386,19 +390,19 @@ def test_r_of_a_mean_course_whose_vertices_were_seen_at_different_times(followed
 
 def test_r_over_time_knows_no_offsets_and_follows_its_vertices(followed):
     followed.seen[1] = followed.seen[2] = False
-    before = over_time.look(followed)[0][0]
+    before = over_time.look(followed, [])[0][0]
     rng = np.random.default_rng(0)
     arrays = followed.arrays
     offsets = np.repeat(5 * rng.standard_normal((3, 9)), [100, 30, 200], axis=0)
     followed.arrays = {**arrays, "recon": 3 * arrays["recon"] + offsets}
-    np.testing.assert_allclose(over_time.look(followed)[0][0], before, atol=1e-6)
+    np.testing.assert_allclose(over_time.look(followed, [])[0][0], before, atol=1e-6)
     order = rng.permutation(9)
     followed.arrays = {name: x[:, order] for name, x in arrays.items()}
     followed.regions["whole"] = followed.regions["whole"][order]
-    np.testing.assert_array_equal(over_time.look(followed)[0][0], before[order])
+    np.testing.assert_array_equal(over_time.look(followed, [])[0][0], before[order])
     followed.regions["whole"] = np.ones(9, bool)
     followed.arrays = {**arrays, "recon": np.roll(arrays["recon"], 1, axis=0)}
-    after = over_time.look(followed)[0][0]
+    after = over_time.look(followed, [])[0][0]
     assert np.abs(after[:6]).max() < 0.2 < before[:6].min()
 
 

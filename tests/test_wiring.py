@@ -391,10 +391,9 @@ def test_precision_is_what_is_asked_for_or_what_is_fast(folder, tmp_path, monkey
         (128, "cuda", True, True),
     ):
         monkeypatch.setattr(device, "has_bfloat16", lambda _, units=units: units)
-        given = types.SimpleNamespace(width=width, precision=None)
         kind = types.SimpleNamespace(type=where)
         monkeypatch.setattr(torch, "autocast", lambda kind, dtype, enabled: enabled)
-        assert device.autocast(kind, given) == expected
+        assert device.autocast(kind, width) == expected
 
 
 def test_weight_decay_and_steps_from_epochs(folder, tmp_path):

@@ -1,6 +1,6 @@
 """The device: which one, in what precision it multiplies, whether something compiles for it."""
 
-import contextlib
+import copy
 import datetime
 import re
 
@@ -66,27 +66,31 @@ def has_bfloat16(device):
     return device.type == "cpu" and units.get("avx512_bf16", False)
 
 
-def autocast(device, a):
-    """Training in bfloat16, where --precision says so, or else where it is faster: on CPUs only
-    for networks of width 512 and more."""
-    faster = has_bfloat16(device) and (device.type == "cuda" or a.width >= 512)
-    asked = a.precision == "bfloat16" if a.precision else faster
+def bfloat16_pays(device, size):
+    """Are products of matrices of this size faster in bfloat16? On CPUs small ones are not."""
+    return has_bfloat16(device) and (device.type == "cuda" or size >= 512)
+
+
+def autocast(device, width, precision=None):
+    """A network in bfloat16, in training and in sampling, where `precision` says so, or else where
+    it is faster. (Scores are the same to four digits. What latents decode to is of higher
+    precision: see `rounded`.) It is a decorator too."""
+    asked = precision == "bfloat16" if precision else bfloat16_pays(device, width)
     return torch.autocast(device.type, torch.bfloat16, enabled=asked)
 
 
-@contextlib.contextmanager
-def fast_products(width=1024):
-    """float32 matrix products in TF32 on a GPU, and by oneDNN on a CPU, which rounds to bfloat16
-    only where the CPU has units for that. A network can take it, which recent GPUs train in
-    bfloat16; projections and decoding cannot. Networks less wide than 512 are left alone: there
-    oneDNN gains nothing (on two AMD cores width 512 took 0.7 of the time, 256 as long, 128 twice).
-    It is a decorator too."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium" if width >= 512 else before)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+def decoder(autoencoder, device):
+    """A function from latents [...,d] to frames [...,V] on the CPU. rounded: in bfloat16, where
+    that is faster, which does for how far samples are apart."""
+    exact = coarse = autoencoder
+    if bfloat16_pays(device, autoencoder.latent_dim):
+        coarse = copy.deepcopy(autoencoder).bfloat16()
+
+    def decode(z, rounded=False):
+        linear = coarse if rounded else exact
+        return linear.decode(z.to(linear.E)).float().cpu()
+
+    return decode
 
 
 def compiled(module, device):

@@ -46,9 +46,10 @@ def correlation(x):
     return r[:2]
 
 
-def look(results):
+def look(results, others):
     """r [2,V] with the EEG and with shuffled EEG, NaN where nothing is scored, 0 where something
-    does not vary; and {method: {region: {"r_vertices", "r_mean_course"}}}."""
+    does not vary; and {method: {region: {"r_vertices", "r_mean_course"}}}. others: they `add`
+    deviations too, which are computed once."""
     r = []
     means = 0
     courses = 0
@@ -56,6 +57,8 @@ def look(results):
         r.append(correlation(x))
         means = means + r[-1] @ share  # [2,regions]
         courses = courses + x @ share  # [3,T,regions]
+        for other in others:
+            other.add(x, share)
     r = np.concatenate(r, 1)
     r[:, ~results.regions["whole"]] = np.nan
 

@@ -71,32 +71,22 @@ def in_batches(size, f, *tensors):
 # ---- Training --------------------------------------------------------------------------
 
 
-class Sum(torch.autograd.Function):
-    """The sum of x over all processes; each x gets the sum of all gradients, since every process's
-    loss depends on it."""
-
-    @staticmethod
-    def forward(context, x):
-        return summed(x.clone())
-
-    @staticmethod
-    def backward(context, gradient):
-        return summed(gradient.clone())
-
-
 class SyncBatchNorm(nn.BatchNorm1d):
     """Batch statistics over the windows of all processes, which may hold different numbers of them
-    (nn.SyncBatchNorm: GPUs only)."""
+    (nn.SyncBatchNorm: GPUs only). In all_reduce gradients are summed up too, for every process's
+    loss depends on all."""
 
     def forward(self, x):  # [M,c] or [M,c,W]
         if not self.training:
             return super().forward(x)
+        from torch.distributed.nn.functional import all_reduce  # not in every build of torch
+
         axes = [i for i in range(x.ndim) if i != 1]
         shape = (1, -1) + (1,) * (x.ndim - 2)
         count = summed(torch.tensor(x.numel() / x.shape[1], device=x.device))  # scalar
-        mean = Sum.apply(x.float().sum(axes)) / count  # [c]
+        mean = all_reduce(x.float().sum(axes)) / count  # [c]
         x = x.float() - mean.view(shape)
-        var = Sum.apply(x.square().sum(axes)) / count  # [c]
+        var = all_reduce(x.square().sum(axes)) / count  # [c]
         with torch.no_grad():
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(var * count / (count - 1), self.momentum)

@@ -111,7 +111,7 @@ class Results:
     def finish(self, spread, outputs, look_back):
         """r_time*.npy, frames.npy, metrics.json; returns what `show` prints. spread: a Spread of
         evidence/calibration, or None; outputs: writes the lab's own formats and pictures, or None;
-        look_back: evidence.helped.look, or None."""
+        look_back: evidence.helped.Helped, or None."""
         points, rows = self.a.upsample, self.timeline.rows
         self.arrays = {}  # at the frames
         for name, writer in self.writers.items():
@@ -121,10 +121,11 @@ class Results:
             rows = (rows[:, None] + np.arange(points) / points).ravel()
         files.save_array(self.path("frames.npy"), rows)
         metrics = self.metrics(spread)
-        r, metrics["over_time"] = over_time.look(self)
+        looks_back = [look_back(self, metrics)] if look_back else []
+        r, metrics["over_time"] = over_time.look(self, looks_back)
         for name, values in zip(("r_time", "r_time_shuffled"), r):
             files.save_array(self.path(f"{name}.npy"), values)
-        lines = look_back(over_time.deviations(self), self, metrics) if look_back else []
+        lines = [line for looked in looks_back for line in looked.tell()]
         files.save_json(self.path("metrics.json"), metrics)
         if outputs:
             missing = np.flatnonzero(~self.seen.all(1)[self.timeline.pattern])
