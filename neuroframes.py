@@ -168,9 +168,11 @@ class NoiseSchedule:
     def signal_noise(self, n, like):
         """sqrt(abar) and sqrt(1 - abar) for n [B], shaped to multiply `like` [B,...]."""
         shape = (-1,) + (1,) * (like.ndim - 1)
-        signal = self.alpha_bar.sqrt().to(like.dtype).to(like.device)  # [N]
-        noise = (1 - self.alpha_bar).sqrt().to(like.dtype).to(like.device)  # [N]
-        return signal[n].view(shape), noise[n].view(shape)
+        tables = [self.alpha_bar.sqrt(), (1 - self.alpha_bar).sqrt()]  # [N] each
+        # They are so small that they reach a GPU without the CPU waiting for it.
+        tables = [u.to(like.dtype).to(like.device, non_blocking=like.is_cuda) for u in tables]
+        signal, noise = (table[n].view(shape) for table in tables)  # [B,1,...] each
+        return signal, noise
 
     def add_noise(self, z, n, eps):
         """Eq. 2: z_n = sqrt(abar) z + sqrt(1 - abar) eps."""

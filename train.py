@@ -200,7 +200,7 @@ class Batches:
         eeg = self.see(eeg_rows, shift)
         if shift > 0:
             times = times[:, :-1] + shift / self.W
-        return z, eeg, torch.from_numpy(times).to(self.where), extra
+        return *memory.to_device(self.where, z, eeg, torch.from_numpy(times)), extra
 
     def draw(self, step, d, schedule):
         """(batch, extra loss, number of windows) of a step. All that is random follows from (seed,
@@ -218,7 +218,8 @@ class Batches:
         windows, n, eps = processes.share(windows, n, eps)
         processes.seed_dropout(seed)  # of encoders that have one
         z, eeg, times, extra = self.read(windows, shift)
-        return (z, n.to(self.where), eps.to(self.where), eeg, times), extra, count
+        n, eps = memory.to_device(self.where, n, eps)
+        return (z, n, eps, eeg, times), extra, count
 
     def validation(self, schedule):
         """(batch, extra loss, windows) of the validation run, on noise that is the same every
@@ -231,7 +232,8 @@ class Batches:
                 g = torch.Generator().manual_seed(level)
                 n = (level + torch.rand(len(z), generator=g)) / 8 * schedule.steps
                 eps = torch.randn(z.shape, generator=g)
-                yield (z, n.long().to(self.where), eps.to(self.where), eeg, times), extra, some
+                n, eps = memory.to_device(self.where, n.long(), eps)
+                yield (z, n, eps, eeg, times), extra, some
 
 
 # ---- The steps of the loop -------------------------------------------------------------
@@ -316,7 +318,7 @@ def prepare(a, where, run):
         z_all = encode_all(autoencoder, subject, normaliser, where)  # [T,d]
 
         def latents_of(rows):
-            return z_all[torch.from_numpy(rows).to(where)], 0.0
+            return memory.taken(z_all, rows), 0.0
 
     model, config = build(a, subject, autoencoder.latent_dim)
     batches = Batches(a, subject, normaliser, splits, latents_of, where)
@@ -367,7 +369,7 @@ def train(a, where, run):
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         update_average(averaged, model, a.ema, step)
-        run.finish_step(loss)
+        run.finish_step(loss)  # noted, not read: the CPU need not wait for a GPU
 
         # Twenty times in all: is the average the best so far, on the validation run?
         if run.is_due():

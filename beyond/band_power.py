@@ -52,7 +52,7 @@ def computed_once(encoder, read, stretches, frames, lates):
     def see(rows, late):
         rows = torch.from_numpy(rows[:, :-1] if late else rows)
         found = kept[late][rows].float()  # [B,L,C,bins,2]
-        return torch.view_as_complex(found).to(encoder.spatial.device)
+        return torch.view_as_complex(found)
 
     return see
 

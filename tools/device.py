@@ -53,7 +53,8 @@ def join(device):
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         # The first one scores and writes while the others wait: longer than the usual ten minutes.
-        backend = "nccl" if device.type == "cuda" else "gloo"
+        # What is on the CPU goes by gloo, so that nobody waits for a GPU.
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=datetime.timedelta(hours=12))
     return device
 

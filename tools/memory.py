@@ -88,6 +88,20 @@ def keep_freed():
         libc.mallopt(-3, 2**31 - 1)  # M_MMAP_THRESHOLD
 
 
+def to_device(device, *tensors):
+    """The tensors there. To a GPU they go from pinned memory, else the CPU would wait until the GPU
+    has done all that it was asked for before."""
+    gpu = device.type == "cuda"
+    if gpu:
+        tensors = [tensor if tensor.is_cuda else tensor.pin_memory() for tensor in tensors]
+    return [tensor.to(device, non_blocking=gpu) for tensor in tensors]
+
+
+def taken(tensor, rows):
+    """Rows of a tensor, an integer array of any shape; looked up where the tensor is."""
+    return tensor[to_device(tensor.device, torch.from_numpy(rows))[0]]
+
+
 def reader(subject, normaliser, device):
     """A function from rows (an integer array of any shape) to the subject's EEG there, scaled, as
     float32 tensors on the device.
@@ -100,16 +114,16 @@ def reader(subject, normaliser, device):
         room = torch.cuda.mem_get_info(device)[0] / 2
 
     def read(rows):
-        return torch.from_numpy(normaliser.eeg(subject.eeg[rows])).to(device)
+        return to_device(device, torch.from_numpy(normaliser.eeg(subject.eeg[rows])))[0]
 
     if 4 * torch.Size(shape).numel() <= room:
         whole = torch.empty(shape, device=device)
         for i in range(0, len(whole), 256):
             whole[i : i + 256] = read(slice(i, i + 256))
-        return lambda rows: whole[torch.from_numpy(rows).to(device)]
+        return lambda rows: taken(whole, rows)
 
     def from_disk(rows):
         once, where = np.unique(rows, return_inverse=True)  # windows overlap: read a row once
-        return read(once)[torch.from_numpy(where.reshape(rows.shape)).to(device)]
+        return taken(read(once), where.reshape(rows.shape))
 
     return from_disk

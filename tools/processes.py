@@ -83,7 +83,7 @@ class SyncBatchNorm(nn.BatchNorm1d):
 
         axes = [i for i in range(x.ndim) if i != 1]
         shape = (1, -1) + (1,) * (x.ndim - 2)
-        count = summed(torch.tensor(x.numel() / x.shape[1], device=x.device))  # scalar
+        count = summed(torch.full((), x.numel() / x.shape[1], device=x.device))  # scalar
         mean = all_reduce(x.float().sum(axes)) / count  # [c]
         x = x.float() - mean.view(shape)
         var = all_reduce(x.square().sum(axes)) / count  # [c]

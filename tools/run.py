@@ -74,7 +74,8 @@ class Run:
         self.last, self.best_path, self.log_path = (os.path.join(a.out, name) for name in names)
         self.step = 0
         self.best = {"val_loss": math.inf, "step": 0}
-        self.losses = []
+        self.losses = []  # of each step since the last log
+        self.unread = []  # the latest of them, still on the device
         self.parts, self.checksums, self.state = {}, None, None
         self.stack = contextlib.ExitStack()
 
@@ -165,18 +166,24 @@ class Run:
         self.bar.close()
 
     def finish_step(self, loss):
-        """Note the step's loss, of this process's windows, and whether somebody was asked to
-        stop."""
+        """Note the step's loss, of this process's windows, and whether somebody was asked to stop.
+        The loss stays where it is: who reads what a GPU computes waits for it."""
         self.step += 1
-        numbers = torch.stack([loss.detach() / WORLD, loss.new_tensor(self.signals.caught)])
-        loss, self.asked = summed(numbers).tolist()
-        if not math.isfinite(loss):
-            fail(
-                f"--lr {self.a.lr}: the loss is {loss} at step {self.step}; lower it, or lengthen "
-                "--warmup"
-            )
-        self.losses.append(loss)
+        self.unread.append(loss.detach() / WORLD)
+        self.asked = int(summed(torch.tensor(self.signals.caught)))  # on the CPU
         self.bar.update()
+
+    def read_losses(self):
+        """Losses become numbers, of all processes' windows; one that is none ends the run."""
+        if self.unread:
+            self.losses += summed(torch.stack(self.unread)).tolist()
+            self.unread = []
+        for step, loss in enumerate(self.losses, self.step - len(self.losses) + 1):
+            if not math.isfinite(loss):
+                fail(
+                    f"--lr {self.a.lr}: the loss is {loss} at step {step}; lower it, or lengthen "
+                    "--warmup"
+                )
 
     def is_due(self):
         """Is it time to validate, log and save?"""
@@ -184,6 +191,7 @@ class Run:
 
     def log(self, val_loss, lr):
         """Append a line to log.jsonl: the mean loss since the last one, the validation loss."""
+        self.read_losses()
         loss = float(np.mean(self.losses))
         seconds = round(time.time() - self.began, 2)
         record = {"step": self.step, "loss": loss, "val_loss": val_loss, "lr": lr}
@@ -209,6 +217,7 @@ class Run:
 
     def save(self):
         """Write last.pt."""
+        self.read_losses()
         if RANK == 0:
             state = {name: value.state_dict() for name, value in self.parts.items()}
             state |= {"step": self.step, "best": self.best, "losses": self.losses}
@@ -221,7 +230,7 @@ class Run:
             f"--out {self.a.out} --resume"
         )
         part()
-        sys.exit(128 + (self.signals.caught or int(self.asked)))
+        sys.exit(128 + (self.signals.caught or self.asked))
 
     def report(self):
         best = f"step {self.a.steps}, without validation"
