@@ -76,7 +76,10 @@ class GaussianPrior(nn.Module):
 
     def filter(self, z, times, gain):
         """z [B,K,d] times gain(power [d,K]) in the eigenbasis of time."""
-        power, basis = (u.to(z) for u in self.spectrum(times))
+        key = (*times.tolist(), z.dtype, z.device)
+        if key not in self.spectra:  # kept there: a copy at each step would wait for a GPU
+            self.spectra[key] = [u.to(z) for u in self.spectrum(times)]
+        power, basis = self.spectra[key]  # [d,K], [d,K,K]
         with torch.autocast(z.device.type, enabled=False):
             u = gain(power) * torch.einsum("dkm,bkd->bdm", basis, z)  # [B,d,K]
             return torch.einsum("dkm,bdm->bkd", basis, u)  # [B,K,d]
