@@ -2,6 +2,7 @@
 out."""
 
 import concurrent.futures
+import contextlib
 import json
 import os
 import sys
@@ -13,13 +14,17 @@ import speed
 import torch
 from conftest import HERE, SMALL, command, read_json, read_log, run
 from torch.distributed import run as distributed
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from tqdm import tqdm
 
 import beyond
 import data
 import sample as sampling
 import train
-from neuroframes import LinearAutoencoder
+from neuroframes import DiT, LinearAutoencoder
 from tools import large, memory
+from tools.run import Run
 
 # ---- Many processes --------------------------------------------------------------------
 
@@ -218,6 +223,120 @@ def small_network(monkeypatch):
     sizes = {"latent_dim": 16, "eeg_dim": 8, "width": 32, "depth": 2}
     monkeypatch.setattr(speed, "NETWORK", {**sizes, "heads": 4})
     monkeypatch.setitem(train.SIZES, "large", {**train.SIZES["large"], **sizes})
+
+
+class Crossings(TorchDispatchMode):
+    """Notes the sizes of tensors of the CPU that operators put together with the meta device."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes, self.ignored = [], False
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        made = operator(*args, **(kwargs or {}))
+        given = [x for x in tree_leaves((args, kwargs)) if torch.is_tensor(x) and x.ndim]
+        places = {x.device.type for x in [*given, made] if torch.is_tensor(x)}
+        if places == {"cpu", "meta"} and not self.ignored:
+            self.sizes += [x.numel() for x in given if x.device.type == "cpu"]
+        return made
+
+
+@pytest.fixture
+def on_meta(monkeypatch):
+    """train.py with its loop on the meta device, which stands in for a GPU: tensors there have
+    shapes and no values, so that whoever reads one fails. Returns what crosses over to it in the
+    loop, but for what memory.to_device sends, and once for each length; and the runs."""
+    meta = torch.device("meta")
+    crossings, runs = Crossings(), []
+    prepare, send = train.prepare, memory.to_device
+
+    def prepared(a, where, run):
+        batches, autoencoder, model, ckpt = prepare(a, torch.device("cpu"), run)
+        z_all = batches.latents_of(np.arange(batches.frames))[0].to(meta)
+        batches.latents_of = lambda rows: (memory.taken(z_all, rows), 0.0)
+        batches.where = meta
+        if getattr(model, "prior", None):
+            for K in range(1, 3 * a.frames + 1):
+                model.prior.filter(z_all.new_zeros(1, K, z_all.shape[1]), torch.arange(K), abs)
+        return batches, autoencoder.to(meta), model.to(meta), ckpt
+
+    def sent(*given):
+        crossings.ignored = True
+        found = send(*given)
+        crossings.ignored = False
+        return found
+
+    def steps(self):
+        runs.append(self)
+        self.signals.wait()
+        self.bar = tqdm(disable=True)
+        with crossings:
+            yield from range(self.a.steps)
+
+    monkeypatch.setattr(train.device, "pick_device", lambda _: meta)
+    monkeypatch.setattr(train, "prepare", prepared)
+    monkeypatch.setattr(memory, "to_device", sent)
+    monkeypatch.setattr(Run, "steps", steps)
+    monkeypatch.setattr(Run, "is_due", lambda self: False)
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(train.device, "autocast", lambda *_: contextlib.nullcontext())
+    return crossings.sizes, runs
+
+
+PAPER = "--predict", "eps", "--eeg-encoder", "conv", "--prior", "none", "--no-closed-form"
+
+
+@pytest.mark.parametrize("flags", [["--vary"], ["--no-vary"], PAPER])
+def test_no_step_of_training_waits_for_a_gpu(tiny, tmp_path, monkeypatch, on_meta, flags):
+    """No value is read there, and nothing but the schedule's tables is sent there by the way."""
+    crossed, runs = on_meta
+    command(monkeypatch, train, "--data", tiny, *SMALL, *flags, "--steps", 6, "--out", tmp_path)
+    (run,) = runs
+    assert run.step == 6 and len(run.unread) == 6 and not run.losses
+    assert {loss.device.type for loss in run.unread} == {"meta"}
+    assert set(crossed) == {1000}
+    with pytest.raises(RuntimeError, match="meta"):
+        run.read_losses()
+
+
+@pytest.mark.parametrize("flags", [[], PAPER])
+def test_products_are_in_bfloat16_and_losses_are_not(tiny, tmp_path, monkeypatch, flags):
+    answers, losses = [], []
+    of_windows, answer = train.window_losses, DiT.forward
+
+    def noted_losses(*given):
+        losses.append(of_windows(*given))
+        return losses[-1]
+
+    def noted_answer(*given, **named):
+        answers.append(answer(*given, **named))
+        return answers[-1]
+
+    monkeypatch.setattr(train, "window_losses", noted_losses)
+    monkeypatch.setattr(DiT, "forward", noted_answer)
+    given = ["--data", tiny, *SMALL, *flags, "--precision", "bfloat16", "--no-validation"]
+    command(monkeypatch, train, *given, "--steps", 2, "--out", tmp_path)
+    assert {out.dtype for out in answers} == {torch.bfloat16} and len(answers) == 2
+    assert {loss.dtype for loss in losses} == {torch.float32} and len(losses) == 2
+    state = torch.load(tmp_path / "last.pt", weights_only=True)
+    assert {w.dtype for w in state["model"].values() if w.is_floating_point()} == {torch.float32}
+
+
+def test_a_loss_that_is_none_is_found_when_it_is_read(tiny, tmp_path, monkeypatch, capsys):
+    """With the number of its step, and before weights are kept that it has spoiled."""
+    draw = train.Batches.draw
+
+    def spoiled(self, step, *rest):
+        batch, _, count = draw(self, step, *rest)
+        return batch, float("inf") if step == 12 else 0.0, count
+
+    monkeypatch.setattr(train.Batches, "draw", spoiled)
+    given = ["--data", tiny, *SMALL, "--steps", 100, "--out", tmp_path]
+    with pytest.raises(SystemExit):
+        command(monkeypatch, train, *given)
+    assert "--lr 0.001: the loss is inf at step 13; lower it" in capsys.readouterr().err
+    assert [line["step"] for line in read_log(tmp_path)] == [5, 10]
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["step"] == 10
 
 
 @torch.no_grad()
