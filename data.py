@@ -31,7 +31,6 @@ from tqdm import tqdm
 from tools import files
 from tools.checks import check_subject
 from tools.errors import fail, script
-from tools.ranks import RANK
 
 # ---- 1. A synthetic subject, whose truth is known --------------------------------------
 
@@ -140,10 +139,9 @@ def synthetic(
 
 
 def ready(out):
-    """The folder of the synthetic subject in `out`; it is made if it is not there. (Of torchrun's
-    processes the first makes it.)"""
+    """The folder of the synthetic subject in `out`; it is made if it is not there."""
     folder = os.path.abspath(os.path.join(out, "synthetic"))
-    if RANK == 0 and not os.path.exists(folder):
+    if not os.path.exists(folder):
         synthetic(folder)
     return folder
 

@@ -133,29 +133,29 @@ def choose_sizes(a, training_frames):
 
 
 def find_autoencoder(a, subject, normaliser, rows, saved, where):
-    """The linear autoencoder, fitted to training frames, those `rows` of fmri.npy, or as
-    `saved`."""
-    d = len(saved["E"]) if saved else a.latent_dim
-    autoencoder = LinearAutoencoder(subject.fmri.shape[1], d).to(where)
+    """The linear autoencoder, fitted to training frames, those `rows` of fmri.npy, or as `saved`;
+    on the CPU."""
+    autoencoder = LinearAutoencoder(subject.fmri.shape[1], a.latent_dim).to(where)
     if saved:
-        autoencoder.load_state_dict(saved)
+        autoencoder.set_axes(**saved)
     else:
         # 8,192 frames are enough for 1,024 components, and their Gram matrix fits into memory.
         chosen = rows[np.linspace(0, len(rows) - 1, min(len(rows), 8192)).astype(int)]
         large.fit(autoencoder, subject, normaliser, chosen)  # = autoencoder.fit, piece by piece
-    processes.broadcast(autoencoder.state_dict().values())  # signs may differ by machine
-    return autoencoder
+    return autoencoder.cpu()
 
 
 @torch.no_grad()
 def encode_all(autoencoder, subject, normaliser, where, block=128):
-    """Latents [T,d] of every frame: with them cached, V never appears in the loop."""
-    spans = [slice(i, i + block) for i in range(0, len(subject.fmri), block)]
-    z = []
-    for span in tqdm(spans, desc="encoding", disable=len(spans) < 50):
+    """Latents [T,d] of every frame: with them cached, V never appears in the loop. Of torchrun's
+    processes each encodes a share."""
+    z = torch.zeros(len(subject.fmri), autoencoder.latent_dim, device=where)
+    starts = range(RANK * block, len(z), WORLD * block)
+    for i in tqdm(starts, desc="encoding", disable=len(starts) < 50):
+        span = slice(i, i + block)
         x = torch.from_numpy(normaliser.zscore(subject.fmri[span])).to(where)
-        z.append(autoencoder.encode(x))
-    return torch.cat(z)
+        z[span] = autoencoder.encode(x)
+    return processes.summed(z)
 
 
 def build(a, subject, latent_dim):
@@ -184,7 +184,6 @@ class Batches:
         self.latents_of = latents_of  # rows [B,K] -> z [B,K,d], and their own loss or 0
         self.frames, _, self.W = subject.eeg.shape
         self.read_eeg = memory.reader(subject, normaliser, where)  # rows [B,L] -> [B,L,C,W]
-        self.expected = None  # [T,d] for beyond/stacked
         tiles = data.tile(splits["val"], a.frames)
         self.validation_windows = [window for window in tiles if window.length == a.frames]
 
@@ -259,7 +258,8 @@ def validate(net, weight, batches):
         losses = window_losses(net, weight, *batch) + extra  # [B]
         if batches.a.predict == "eps":
             losses = losses / net.schedule.alpha_bar[batch[1].cpu()].to(losses)
-        total += torch.stack([losses.sum(), losses.new_tensor(len(losses))])
+        total[0] += losses.sum()
+        total[1] += len(losses)
     loss, count = processes.summed(total)
     return float(loss / count)
 
@@ -291,8 +291,7 @@ def update_average(averaged, model, ema, step):
 
 def open_subject(a, run):
     """(subject, its training and validation stretches, rows of its training frames)."""
-    folder = a.data or data.ready(a.out)
-    processes.barrier()
+    folder = a.data or processes.from_first(data.ready, a.out)
     subject = data.Subject(folder)
     subject.split_by_names(vars(a))  # if --test or --val name runs
     run.check_data(subject)
@@ -309,12 +308,16 @@ def prepare(a, where, run):
     """(batches, autoencoder, model, what ckpt.pt holds beside their weights)."""
     torch.manual_seed(a.seed)
     subject, splits, rows = open_subject(a, run)
-    normaliser = data.Normaliser.measure(subject, splits["train"], a.preset != "paper")
+    normaliser = processes.from_first(
+        data.Normaliser.measure, subject, splits["train"], a.preset != "paper"
+    )
     saved = run.restored("autoencoder")
     if a.autoencoder == "joint":
         autoencoder, latents_of = beyond.joint.start(a, subject, normaliser, saved, where)
     else:
-        autoencoder = find_autoencoder(a, subject, normaliser, rows, saved, where)
+        autoencoder = processes.from_first(
+            find_autoencoder, a, subject, normaliser, rows, saved, where
+        ).to(where)
         z_all = encode_all(autoencoder, subject, normaliser, where)  # [T,d]
 
         def latents_of(rows):
@@ -325,7 +328,9 @@ def prepare(a, where, run):
     statistics = checkpoints.tensors(normaliser, "mean", "std", "eeg_scale")
     ckpt = {"config": config, "normaliser": statistics, "subject": subject.folder}
     if beyond:  # what chapters know in closed form; kept is what sample.py asks of training frames
-        ckpt["measured"] = beyond.measured(a, model, autoencoder, normaliser, subject, batches)
+        ckpt["measured"] = beyond.measured(
+            a, model, autoencoder, normaliser, subject, batches, processes.from_first
+        )
     return batches, autoencoder, model.to(where), ckpt
 
 

@@ -82,31 +82,45 @@ class Network(NeuroFrames):
         return (out - target).square()
 
 
-def measured(a, model, autoencoder, normaliser, subject, batches):
-    """For train.py: fit what a Network knows in closed form, from its Batches. Returned is what
-    sample.py would else measure, and cannot of a subject with test frames only; None if the
-    autoencoder is not yet what it will be."""
+def fit(a, model, autoencoder, normaliser, subject, batches):
+    """Fit what a Network knows in closed form, from train.Batches. Returns the network's buffers,
+    latents [T,d] that the closed form expects, and what `measured` returns."""
     segments, read = batches.splits["train"], batches.read_eeg
-    batches.see = windows.late(read)
-    if a.autoencoder == "joint":
-        return None
     z = [batches.latents_of(np.arange(low, high))[0] for low, high in segments]
     prior = getattr(model, "prior", None) or gaussian_prior.GaussianPrior(autoencoder.latent_dim)
     prior.fit(z)
+    expected = None
     if a.closed_form:
         say(model.linear.fit(read, segments, torch.cat(z).cpu()))
-        batches.expected = torch.zeros(batches.frames, model.share.shape[1])
+        expected = torch.zeros(batches.frames, model.share.shape[1])
         for low, high in batches.splits["val"]:
-            batches.expected[low:high] = model.linear.expected(read, low, high).cpu()
+            expected[low:high] = model.linear.expected(read, low, high).cpu()
         if a.steps:
             model.share.copy_(torch.tensor(a.share))
-    lates = [0, batches.W // 2] if a.vary else [0]
-    if a.eeg_encoder == "bandpower":
-        runs = segments + batches.splits["val"]
-        batches.see = band_power.computed_once(model.encoder, read, runs, batches.frames, lates)
 
     def frames(rows):
         return torch.from_numpy(normaliser.zscore(subject.fmri[rows]))
 
     variance = left_out.variance(frames, autoencoder, batches.splits)
-    return {"left_out": variance, "prior": prior.state_dict()}
+    found = {"left_out": [u.cpu() for u in variance], "prior": prior.state_dict()}
+    return dict(model.named_buffers()), expected, found
+
+
+def measured(a, model, autoencoder, normaliser, subject, batches, from_first):
+    """For train.py: `fit`, once for all processes. Returned is what sample.py would else measure,
+    and cannot of a subject with test frames only; None if the autoencoder is not yet what it will
+    be.
+
+    from_first: (function, its arguments) -> what it returns in the first of torchrun's processes"""
+    read = batches.read_eeg
+    batches.see = windows.late(read)
+    if a.autoencoder == "joint":
+        return None
+    given = a, model, autoencoder, normaliser, subject, batches
+    buffers, batches.expected, found = from_first(fit, *given)
+    model.load_state_dict(buffers, strict=False)
+    if a.eeg_encoder == "bandpower":
+        lates = [0, batches.W // 2] if a.vary else [0]
+        runs = batches.splits["train"] + batches.splits["val"]
+        batches.see = band_power.computed_once(model.encoder, read, runs, batches.frames, lates)
+    return found

@@ -23,15 +23,14 @@ CHANGES = [
     (
         "z-scores with statistics of the validation run too",
         "train.py",
-        'measure(subject, splits["train"],',
-        'measure(subject, splits["train"] + splits["val"],',
+        'Normaliser.measure, subject, splits["train"],',
+        'Normaliser.measure, subject, splits["train"] + splits["val"],',
     ),
     (
         "PCA on all frames",
         "train.py",
-        "find_autoencoder(a, subject, normaliser, rows, saved, where)\n        z_all",
-        "find_autoencoder(a, subject, normaliser, np.arange(len(subject.fmri)), saved, where)"
-        "\n        z_all",
+        "find_autoencoder, a, subject, normaliser, rows, saved, where",
+        "find_autoencoder, a, subject, normaliser, np.arange(len(subject.fmri)), saved, where",
     ),
     (
         "windows of the validation run drawn in training",

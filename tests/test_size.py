@@ -14,6 +14,7 @@ import speed
 import torch
 from conftest import HERE, SMALL, command, read_json, read_log, run
 from torch.distributed import run as distributed
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
@@ -68,6 +69,81 @@ def test_two_processes_do_what_one_does(tiny, tmp_path, monkeypatch, flags):
     for array in ("recon", "std"):
         one, two = (np.load(tmp_path / name / f"direct/{array}.npy") for name in ("one", "two"))
         np.testing.assert_allclose(two, one, atol=1e-3)
+
+
+COUNTED = """
+import collections, json, sys
+sys.path.insert(0, {here!r})
+import numpy as np
+import data, neuroframes, train
+from beyond import calibration, linear_gaussian
+from tools import checks, ranks
+
+calls = collections.Counter()
+
+def counted(owner, name, size=lambda *_: 1):
+    f = getattr(owner, name)
+    def wrapped(*given):
+        calls[name] += size(*given)
+        return f(*given)
+    setattr(owner, name, wrapped)
+
+counted(data, "synthetic")
+counted(data.Normaliser, "measure")
+counted(neuroframes.LinearAutoencoder, "fit")
+counted(neuroframes.LinearAutoencoder, "encode", lambda _, x: len(x))
+counted(linear_gaussian.LinearGaussian, "fit")
+counted(calibration, "left_out")
+counted(checks, "check_finite", lambda x, *_: np.shape(x)[-1] == 64 and len(x))
+train.main(sys.argv[1:])
+with open({out!r} + f"/{{ranks.RANK}}.json", "w") as f:
+    json.dump(calls, f)
+"""
+
+
+def test_processes_prepare_once_for_all(tiny, tmp_path, monkeypatch):
+    """What is fitted, the first of them fits; frames are checked and encoded by all, each a share:
+    of 300 in blocks of 128 one encodes 128. What is kept is as of one process, to the last bit."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    given = ["--data", tiny, *SMALL, "--closed-form", "--eeg-dropout", 0, "--no-vary"]
+    given += ["--steps", 2]
+    command(monkeypatch, train, *given, "--out", tmp_path / "one")
+    script = tmp_path / "counted.py"
+    script.write_text(COUNTED.format(here=HERE, out=str(tmp_path)))
+    torchrun(str(script), *given, "--out", tmp_path / "two")
+
+    first, second = (read_json(tmp_path / f"{rank}.json") for rank in (0, 1))
+    once = {"measure": 1, "fit": 2, "left_out": 1, "encode": 300 - 128 + 60, "check_finite": 180}
+    assert first == once
+    assert second == {"encode": 128, "check_finite": 120}
+    one, two = (
+        torch.load(tmp_path / name / "ckpt.pt", weights_only=True) for name in ("one", "two")
+    )
+    for part in ("autoencoder", "normaliser"):
+        for name, values in one[part].items():
+            assert torch.equal(two[part][name], values), name
+    for values, others in zip(tree_leaves(one["measured"]), tree_leaves(two["measured"])):
+        assert torch.equal(values, others)
+    closed_form = [name for name in one["model"] if name.startswith(("linear.", "prior."))]
+    assert len(closed_form) > 8
+    for name in closed_form:
+        torch.testing.assert_close(two["model"][name], one["model"][name], rtol=1e-6, atol=0)
+    torch.testing.assert_close(two["model"]["share"], one["model"]["share"], atol=1e-3, rtol=0)
+
+
+def test_what_the_first_process_cannot_ends_all(tmp_path, monkeypatch):
+    """And none waits for it."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    script = tmp_path / "failing.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {HERE!r})\nimport data, train\n"
+        "def fail(*_): raise MemoryError('no room')\n"
+        "data.Normaliser.measure = fail\ntrain.main(sys.argv[1:])\n"
+    )
+    with pytest.raises(ChildFailedError):
+        torchrun(str(script), *SMALL, "--steps", 2, "--out", tmp_path / "out")
+    assert (tmp_path / "out/synthetic/subject.json").exists()
+    assert not (tmp_path / "out/last.pt").exists()
 
 
 # ---- Frames that do not fit into memory ------------------------------------------------

@@ -310,11 +310,11 @@ def check_fits(subject, ckpt, path):
 
 
 def check_values(subject, block=256):
-    """Read a data.Subject once; fail if a value is NaN or infinite, or a channel constant in a
-    run."""
+    """Read a data.Subject once; fail if a value is NaN or infinite, or a channel constant in a run.
+    Of torchrun's processes each reads a share of the runs."""
     bold = f"{subject.folder}/fmri.npy"
     eeg = f"{subject.folder}/eeg.npy"
-    for start, stop in tqdm(subject.runs, "reading", leave=False, disable=RANK > 0):
+    for start, stop in tqdm(subject.runs[RANK::WORLD], "reading", leave=False, disable=RANK > 0):
         extremes = []
         for i in range(start, stop, block):
             rows = slice(i, min(i + block, stop))

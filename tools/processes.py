@@ -2,8 +2,8 @@
 
 Each has a GPU of its own, or all share the CPU. They draw the same random numbers; in training each
 takes every N-th window of a step, in sampling every N-th batch of windows; sums over the processes
-put the parts together. (Dropout differs: each draws it for itself.) With one process all of this
-does nothing.
+put the parts together. (Dropout differs: each draws it for itself.) What is found once, before the
+first step, the first process finds for all. With one process all of this does nothing.
 """
 
 import math
@@ -22,11 +22,6 @@ def summed(x):
     return x
 
 
-def barrier():
-    if WORLD > 1:
-        dist.barrier()
-
-
 def part():
     """The end of a script: wait for the others, and take leave. A process that just ends may abort,
     or the others hang."""
@@ -35,10 +30,13 @@ def part():
         dist.destroy_process_group()
 
 
-def broadcast(tensors):
-    """Everywhere those of the first process, in place."""
-    for tensor in tensors if WORLD > 1 else ():
-        dist.broadcast(tensor, 0)
+def from_first(compute, *given):
+    """compute(*given), in the first process; the others wait, and get a copy. What is found should
+    be on the CPU."""
+    found = [compute(*given) if RANK == 0 else None]
+    if WORLD > 1:
+        dist.broadcast_object_list(found)
+    return found[0]
 
 
 def share(*drawn):
