@@ -71,9 +71,9 @@ from tools.errors import Parser, named, script
 from tools.ranks import RANK, say
 
 try:
-    from evidence import calibration, helped
-except ModuleNotFoundError:  # scores alone
-    calibration = helped = None
+    from evidence import calibration, helped, table
+except ModuleNotFoundError:  # scores alone, in metrics.json
+    calibration = helped = table = None
 try:
     import spaces
 except ModuleNotFoundError:  # results as .npy alone
@@ -403,7 +403,7 @@ def rivals(sampler, timeline, places, x):
 
 @torch.no_grad()
 def run(a, where, folder, on_guess):
-    """Draw, score and write the test frames into `folder`; returns what report.show prints.
+    """Draw, score and write the test frames into `folder`; returns what evidence/table prints.
 
     (spread and --calibrate: evidence/calibration; --upsample: beyond/between_frames.)"""
     study = Study(a, where)
@@ -456,8 +456,8 @@ def main(argv=None, on_guess=lambda method, places, x_hat: None):
     out = os.path.join(a.out or os.path.dirname(a.ckpt) or ".", mode)
     with memory.advice(where, a, "batch_size", "samples"), files.whole(out) as folder:
         summary = run(a, where, folder, on_guess)
-    if summary:  # of the first process, once the result is in its place
-        report.show(*summary)
+    if summary and table:  # of the first process, once the result is in its place
+        table.show(*summary)
     say(f"wrote {out} in {time.time() - began:.1f} s")
     processes.part()
 

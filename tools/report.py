@@ -1,4 +1,4 @@
-"""What sample.py writes and says of its results: arrays, scores, metrics.json, the table."""
+"""What sample.py writes of its results: arrays, scores, metrics.json."""
 
 import os
 import time
@@ -9,6 +9,17 @@ from . import files, over_time
 from .ranks import RANK
 
 METRICS = ("mse", "r", "cos")
+NAMES = {
+    "neuroframes": "NeuroFrames, mean of {}",
+    "neuroframes_1": "NeuroFrames, one sample",
+    "shuffled_eeg": "  with shuffled EEG, mean of {}",
+    "no_null_space": "  without null space, mean of {}",
+    "mean_frame": "mean training frame",
+    "linear": "linear interpolation",
+    "gaussian": "Gaussian conditional",
+    "linear_gaussian": "linear-Gaussian, with EEG",
+    "ceiling": "all that the EEG can tell",
+}
 
 
 def where(mask):
@@ -109,8 +120,8 @@ class Results:
             self.after.append(after.abs().max().item())
 
     def finish(self, spread, outputs, look_back):
-        """r_time*.npy, frames.npy, metrics.json; returns what `show` prints. spread: a Spread of
-        evidence/calibration, or None; outputs: writes the lab's own formats and pictures, or None;
+        """r_time*.npy, frames.npy, metrics.json; returns what evidence/table prints. spread: a
+        Spread of evidence/calibration, or None; outputs: writes the lab's own formats and pictures, or None;
         look_back: evidence.helped.Helped, or None."""
         points, rows = self.a.upsample, self.timeline.rows
         self.arrays = {}  # at the frames
@@ -157,43 +168,3 @@ class Results:
             mean = self.scores.frames["ceiling"].mean(1)  # [regions,metrics]
             found["ceiling"] = files.named(mean, self.regions, METRICS)
         return found
-
-
-# ---- What is printed -------------------------------------------------------------------
-
-NAMES = {
-    "neuroframes": "NeuroFrames, mean of {}",
-    "neuroframes_1": "NeuroFrames, one sample",
-    "shuffled_eeg": "  with shuffled EEG, mean of {}",
-    "no_null_space": "  without null space, mean of {}",
-    "mean_frame": "mean training frame",
-    "linear": "linear interpolation",
-    "gaussian": "Gaussian conditional",
-    "linear_gaussian": "linear-Gaussian, with EEG",
-    "ceiling": "all that the EEG can tell",
-}
-
-
-def show(metrics, lines):
-    """Print the table of sample.py, and what it says in plain words. metrics: of metrics.json;
-    lines: to follow the table."""
-    summary = metrics["scores"]
-    print(
-        f"\n{metrics['mode']}: {metrics['scored_frames']:,} of {metrics['test_frames']:,} test "
-        f"frames scored, in windows of {metrics['frames']}; {metrics['steps']} steps, eta "
-        f"{metrics['eta']:g}\n"
-        "mean over frames +- standard deviation over windows, in z-scores"
-    )
-    for region in summary["neuroframes"]:
-        print(f"\n{region:34}{'MSE':>15}{'r':>17}{'cos':>17}")
-        for method, name in NAMES.items():
-            if method in summary:
-                row = summary[method][region].values()
-                cells = [f"{cell['mean']:10.3f} +- {cell['std']:.3f}" for cell in row]
-                print(f"{name.format(metrics['samples']):34}" + "".join(cells))
-    print("", *lines, sep="\n")
-    if metrics["residual_before"] is not None:
-        print(
-            f"What was observed is put back: {metrics['residual_before']:.3f} (rms) off before "
-            f"that, {metrics['anchor_residual']:g} after."
-        )
