@@ -121,8 +121,8 @@ class Results:
 
     def finish(self, spread, outputs, look_back):
         """r_time*.npy, frames.npy, metrics.json; returns what evidence/table prints. spread: a
-        Spread of evidence/calibration, or None; outputs: writes the lab's own formats and pictures, or None;
-        look_back: evidence.helped.Helped, or None."""
+        Spread of evidence/calibration, or None; outputs: writes the lab's own formats and pictures,
+        or None; look_back: evidence.helped.Helped, or None."""
         points, rows = self.a.upsample, self.timeline.rows
         self.arrays = {}  # at the frames
         for name, writer in self.writers.items():
