@@ -25,6 +25,9 @@ from torch import nn
 from .windows import around
 
 
+AT_MOST = 2**32  # bytes of spectra that are kept; 64 channels, 27,000 frames: 2.5e9
+
+
 def spectra(eeg, bins, span=3):
     """Fourier transforms of EEG windows that follow one another, [B,L+span-1,C,W] ->
     [B,L,C,bins], complex, without bin 0: each of `span` windows under a Hann taper. (Without it, a
@@ -40,9 +43,12 @@ def spectra(eeg, bins, span=3):
 def computed_once(encoder, read, stretches, frames, lates):
     """As windows.late, but to what the encoder makes of EEG first, its spectra [B,L,C,bins], which
     are kept for all frames of some stretches, cut late by each number of samples of `lates` (in
-    half precision, if these are several: they may take gigabytes). read: rows -> EEG."""
+    half precision, if these are several). None if they would take more than AT_MOST: then each step
+    computes what it needs, which takes several times as long. read: rows -> EEG."""
     dtype = torch.float32 if len(lates) == 1 else torch.float16
     shape = frames, encoder.spatial.shape[1], encoder.bins, 2
+    if len(lates) * math.prod(shape) * dtype.itemsize > AT_MOST:
+        return None
     kept = {late: torch.zeros(shape, dtype=dtype) for late in lates}
     for late, parts in kept.items():
         for low, high in stretches:

@@ -122,5 +122,6 @@ def measured(a, model, autoencoder, normaliser, subject, batches, from_first):
     if a.eeg_encoder == "bandpower":
         lates = [0, batches.W // 2] if a.vary else [0]
         runs = batches.splits["train"] + batches.splits["val"]
-        batches.see = band_power.computed_once(model.encoder, read, runs, batches.frames, lates)
+        see = band_power.computed_once(model.encoder, read, runs, batches.frames, lates)
+        batches.see = see or batches.see
     return found

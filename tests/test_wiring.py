@@ -190,6 +190,16 @@ def test_other_seeds_draw_other_noise_levels_and_windows(folder, tmp_path, seen)
     assert windows != other_windows
 
 
+def test_spectra_that_would_take_too_much_are_computed_when_needed(folder, tmp_path, monkeypatch):
+    """Those at the ends of what a step is shown are then of other EEG; all others are the same."""
+    kept = trained(folder, tmp_path / "kept", "--steps", 6)
+    monkeypatch.setattr(band_power, "AT_MOST", 1000)
+    anew = trained(folder, tmp_path / "anew", "--steps", 6)
+    losses = [run.last["losses"] or [line["loss"] for line in run.log] for run in (kept, anew)]
+    assert losses[0] != losses[1]
+    np.testing.assert_allclose(*losses, rtol=0.05)
+
+
 def test_no_vary_keeps_the_length(folder, tmp_path, seen):
     trained(folder, tmp_path / "a", "--steps", 5, "--no-vary")
     assert {(len(windows), windows[0][1]) for _, windows in seen.windows} == {(4, 6)}
