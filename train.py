@@ -369,10 +369,10 @@ def train(a, where, run):
         # Down the gradient; a batch that is unlike others may not throw the weights far.
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(a, step)
-        optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
+        optimizer.zero_grad(set_to_none=True)  # at once: the next step needs their memory
         update_average(averaged, model, a.ema, step)
         run.finish_step(loss)  # noted, not read: the CPU need not wait for a GPU
 
