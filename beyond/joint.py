@@ -24,7 +24,8 @@ class JointAutoencoder(nn.Module):
     def __init__(self, vertices, latent_dim):
         super().__init__()
         self.E = nn.Parameter(torch.randn(latent_dim, vertices) / vertices**0.5)
-        self.D = nn.Parameter(self.E.detach().T.clone())  # transposed at first, then on its own
+        # Transposed at first, then on its own. Contiguous, or AdamW makes a copy at each step.
+        self.D = nn.Parameter(self.E.detach().T.contiguous())
         self.register_buffer("latent_mean", torch.zeros(latent_dim))
         self.register_buffer("latent_scale", torch.ones(latent_dim))
 

@@ -23,6 +23,7 @@ import beyond
 import data
 import sample as sampling
 import train
+from beyond import joint
 from neuroframes import DiT, LinearAutoencoder
 from tools import large, memory
 from tools.run import Run
@@ -288,6 +289,15 @@ def test_out_of_memory_says_what_to_lower(tiny, trained, tmp_path, script, flags
     done = run(script, *given, *flags, "--out", tmp_path, preexec_fn=limit)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "error: out of memory on cpu. Lower " + advice in done.stderr
+
+
+def test_joint_maps_begin_as_each_other_and_lie_as_adamw_wants_them():
+    """What is not contiguous, fused AdamW copies at each step."""
+    maps = joint.JointAutoencoder(9, 4)
+    assert torch.equal(maps.D, maps.E.T) and maps.D.is_contiguous()
+    with torch.no_grad():
+        maps.D += 1
+    assert not torch.equal(maps.D, maps.E.T)
 
 
 # ---- Speed that costs nothing ----------------------------------------------------------

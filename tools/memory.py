@@ -81,11 +81,12 @@ def free_memory():
 def keep_freed():
     """Tell glibc to keep memory that was freed. Else it gives large arrays back to the system at
     once, and each step of training fetches them anew, page by page: half of the time at 91,282
-    vertices."""
+    vertices. (The largest, of 256 MB, go back all the same: else what is small takes their places,
+    and beyond/joint's gradients find none.)"""
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
-        libc.mallopt(-3, 2**31 - 1)  # M_MMAP_THRESHOLD
+        libc.mallopt(-3, 2**28)  # M_MMAP_THRESHOLD
 
 
 def to_device(device, *tensors):
