@@ -13,8 +13,16 @@ W = Cov[z | z_n] over frames and latents (weighted_projection),
 
     z0 <- z0 + W A^T (A W A^T + R)^-1 (y - A z0)
 
-Without weights each frame is on its own: W = (1 - abar) I. The inverse is that of a matrix of all
-frames and latents, which would take gigabytes: conjugate gradients solve it without.
+Without weights each frame is on its own: W = (1 - abar) I. Frames that were seen whole have R = 0:
+they go first, exactly, and what is left of W is the others' (weighted_projection). Of those only
+F = L^-1 A is kept, with R = L L^T, for it says the same: the noise of F z = L^-1 y is white, and
+
+    z0 <- z0 + W F^T (F W F^T + I)^-1 F (y - z0),     y in latents, A^T y
+
+The matrix of all frames and latents would take gigabytes: conjugate gradients solve it without. W
+makes neighbouring frames one, so that many steps would be needed to tell them apart. Frames that
+were seen alike have the same F; each row of it is a small system of those frames [K,K], and the
+inverses of these make the steps few.
 
 Seam    project(z0, abar)
 Source  the Kalman gain; pseudo-inverse guidance (Song et al. 2023)
@@ -27,7 +35,7 @@ import os
 import numpy as np
 import torch
 
-from .weighted_projection import posterior
+from .weighted_projection import gain, over_frames, posterior
 
 
 def observe(rows, name, rois):
@@ -51,131 +59,136 @@ def observe(rows, name, rois):
 
 
 class Observation:
-    """Frames seen in part, whole or not at all, as linear systems A z = y in their latents.
+    """Frames seen in part, whole or not at all, as linear systems in their latents.
 
     rows       bool [patterns,V]: which vertices were seen. A frame's pattern is an index into rows,
                or -1: nothing was seen
     left_out   [V] variance of what latents leave out of frames, x - D z - mean, times the number of
                vertices that they leave out in unison
     residuals  blocks [n,V] of what they leave out, on which R is measured; may be none
-    A, R       of each pattern [d,d]. A frame seen whole has A = I, R = 0. Directions that are left
-               out of A are rows of zeros, and in R of the identity
-    fits       {pattern: (row [V], S^2 [d])} of those that are not seen whole
+    fits       {pattern: (F [r,d], S^2 [r])} of those that are not seen whole, without directions
+               that are left out of A
     """
 
     @torch.no_grad()
     def __init__(self, autoencoder, rows, left_out, residuals):
-        self.autoencoder = autoencoder
+        self.autoencoder, self.rows = autoencoder, rows
         d = autoencoder.latent_dim
         decoded = autoencoder.decode(torch.eye(d + 1, d, device=rows.device))  # [d+1,V]
         self.zero = decoded[-1]  # [V] the frame of z = 0
         self.D = (decoded[:-1] - self.zero).T  # [V,d]
-        identity = torch.eye(d).to(self.D)
-        self.A = [identity] * len(rows) + [0 * identity]  # -1: nothing was seen
-        self.R = [0 * identity] * len(rows) + [identity]
+        residuals = list(residuals)
         self.fits = {}
         for pattern, row in enumerate(rows):
             if not row.all():
-                self.A[pattern], power = directions(self.D[row])
-                self.fits[pattern] = row, power
-                # What it were if such patches were left out independently counts as one frame.
-                of_each = self.D[row] * left_out[row, None].sqrt()  # [O,d]
-                self.R[pattern] = self.squared(of_each, pattern)
+                self.fits[pattern] = self.system(row, left_out, residuals)
 
-        count = 1
+    def system(self, row, left_out, residuals):
+        """(F [r,d], S^2 [r]) of frames of which row [V] was seen."""
+        D = self.D[row]  # [O,d]
+        power, Q = torch.linalg.eigh((D.T @ D).cpu().double())  # [d], [d,d]
+        shown = power > 1e-6 * power[-1]
+        power = power[shown]  # [r]
+        A = Q.T[shown]  # [r,d]
+        fit = A.T / power  # [d,r]: y = x_O^T D_O fit
+
+        # What it were if such patches were left out independently counts as one frame.
+        weighted = D * left_out[row, None]  # [O,d]
+        R = fit.T @ (D.T @ weighted).cpu().double() @ fit
         for u in residuals:
-            count += len(u)
-            for pattern, (row, _) in self.fits.items():
-                self.R[pattern] += self.squared(u[:, row] @ self.D[row], pattern)
+            y = (u[:, row] @ D).cpu().double() @ fit  # [n,r]
+            R += y.T @ y
+        count = 1 + sum(map(len, residuals))
+        R /= count
 
         # Of few frames R would be singular: the fewer, the more it is drawn to its diagonal.
-        for pattern, (_, power) in self.fits.items():
-            R = self.R[pattern] / count
-            r = int(power.isfinite().sum())
-            R = torch.lerp(R, R.diag().diag(), r / (r + count)).to(self.D)
-            self.R[pattern] = R + torch.diag(power.isinf()).to(R)
-
-    def fit(self, x, pattern):
-        """y [n,d] = S^-1 U^T x_O, of x_O^T D_O [n,d]."""
-        return x @ self.A[pattern].T / self.fits[pattern][1]
-
-    def squared(self, x, pattern):
-        """Sum of y y^T [d,d] over frames, in float64 on the CPU."""
-        y = self.fit(x, pattern).cpu().double()
-        return y.T @ y
+        r = len(R)
+        R = torch.lerp(R, R.diag().diag(), r / (r + count))
+        F = torch.linalg.solve_triangular(torch.linalg.cholesky(R), A, upper=False)
+        return F.to(D), power.to(D)
 
     def latents(self, x, pattern):
         """A^T y [n,d] of frames x [n,V] of one pattern."""
         if pattern not in self.fits:
             return self.autoencoder.encode(x)
-        row = self.fits[pattern][0]
-        return self.fit((x - self.zero)[:, row] @ self.D[row], pattern) @ self.A[pattern]
+        row = self.rows[pattern]
+        F, power = self.fits[pattern]
+        # A's rows are orthonormal, and L^-1 is triangular: A is Q of F's decomposition.
+        Q = torch.linalg.qr(F.T.cpu()).Q.to(F)  # [d,r]
+        return (x - self.zero)[:, row] @ self.D[row] @ Q / power @ Q.T
 
     def projection(self, patterns, prior, times):
         """(z0 [B,K,d], A^T y [B,K,d], abar) -> z0, weighted by the prior's covariance between the
         frames' times [K]; without a prior each of the frames is on its own."""
-        places = {p: [k for k, q in enumerate(patterns) if q == p] for p in set(patterns)}
+        K = len(patterns)
+        whole = torch.tensor([p >= 0 and p not in self.fits for p in patterns])  # [K]
+        kinds = set(patterns) & self.fits.keys()
+        # F, and the frames that were seen so.
+        alike = [(self.fits[p][0], torch.tensor(patterns).eq(p).nonzero()[:, 0]) for p in kinds]
 
-        def times_own(u, matrices, transposed=False):  # [B,K,d], by each frame's matrix
-            out = torch.empty_like(u)
-            for p, frames in places.items():
-                matrix = matrices[p].to(u)
-                out[:, frames] = u[:, frames] @ (matrix.T if transposed else matrix)
+        def observe(z):  # F z [B,K,d], where r < d with zeros
+            out = torch.zeros_like(z)
+            for F, places in alike:
+                out[:, places, : len(F)] = z[:, places] @ F.to(z).T
             return out
 
         def project(z0, y, abar):
-            K, d = z0.shape[1:]
-            W = (1 - abar) * torch.eye(K).expand(d, K, K)
+            W = (1 - abar) * torch.eye(K).double().expand(z0.shape[-1], K, K)
             if prior is not None:
                 W = posterior(prior, times, abar)
-            W = W.to(z0)  # [d,K,K]
+            if whole.any():
+                held = gain(W, whole)
+                z0 = z0 + over_frames(held.to(z0), y - z0)
+                rest = (~whole).double()  # [K]
+                W = rest[:, None] * (W - held @ W) * rest
+            W = W.to(z0)
 
-            def WA(u):  # W A^T u
-                return torch.einsum("dkl,bld->bkd", W, times_own(u, self.A))
+            def spread(u):  # W F^T u [B,K,d]
+                out = torch.zeros_like(u)
+                for F, places in alike:
+                    out[:, places] = u[:, places, : len(F)] @ F.to(u)
+                return over_frames(W, out)
 
-            def system(u):  # (A W A^T + R) u
-                return times_own(WA(u), self.A, transposed=True) + times_own(u, self.R)
+            # What F W F^T + I holds between frames seen alike, row by row of F.
+            blocks = torch.eye(K, dtype=torch.float64).repeat(len(W), 1, 1)  # [d,K,K]
+            for F, places in alike:
+                between = W[:, places[:, None], places]  # [d,m,m]
+                of_rows = torch.einsum("rd,dkl->rkl", F.to(W).square(), between)
+                blocks[: len(F), places[:, None], places] += of_rows.cpu()
+            near = torch.linalg.inv(blocks).to(W)
 
-            diagonal = torch.empty(K, d).to(z0)  # of A W A^T + R
-            for k, p in enumerate(patterns):
-                diagonal[k] = self.A[p].square() @ W[:, k, k].to(self.D) + self.R[p].diag()
-            error = times_own(y - z0, self.A, transposed=True)  # y - A z0
-            return z0 + WA(conjugate_gradients(system, error, diagonal))
+            u = conjugate_gradients(
+                lambda u: observe(spread(u)) + u,
+                observe(y - z0),
+                lambda u: over_frames(near, u),
+            )
+            return z0 + spread(u)
 
         return project
 
 
-def directions(D):
-    """(A [d,d], S^2 [d]) of a decoder's observed rows D [O,d]; of what they hardly show, 0 and
-    infinity."""
-    power, Q = torch.linalg.eigh((D.T @ D).cpu().double())  # [d], [d,d]
-    shown = power > 1e-6 * power[-1]
-    return (Q * shown).T.to(D), power.where(shown, torch.inf).to(D)
-
-
-def conjugate_gradients(system, b, diagonal, tolerance=1e-5):
-    """u with system(u) = b [B,K,d], for a positive definite system with this diagonal [K,d]
-    (Hestenes and Stiefel 1952): the system as a matrix would not fit into memory."""
+def conjugate_gradients(system, b, near, tolerance=1e-5):
+    """u with system(u) = b [B,K,d], for a positive definite system of which near(u) is roughly the
+    inverse (Hestenes and Stiefel 1952): the system as a matrix would not fit into memory."""
 
     def dot(u, v):  # [B,1,1]
         return (u * v).sum((1, 2), keepdim=True)
 
-    u = torch.zeros_like(b)
+    u = step = torch.zeros_like(b)
     left = b  # b - system(u)
-    step = left / diagonal
-    size = dot(left, step)
-    enough = tolerance**2 * size
+    before = torch.inf
+    enough = tolerance**2 * dot(b, near(b))
     for _ in range(500):
+        scaled = near(left)
+        size = dot(left, scaled)
         if (size <= enough).all():
             break
+        step = scaled + size / before * step
         change = system(step)
         length = size / dot(step, change).clamp(min=1e-30)
         u = u + length * step
         left = left - length * change
-        scaled = left / diagonal
-        before = size
-        size = dot(left, scaled)
-        step = scaled + size / before.clamp(min=1e-30) * step
+        before = size.clamp(min=1e-30)
     return u
 
 

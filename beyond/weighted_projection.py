@@ -27,20 +27,29 @@ def posterior(prior, times, abar):
     return (basis * left[:, None]) @ basis.mT
 
 
-def weighted_projection(prior, seen, times):
-    """(z0 [B,K,d], y [B,K,d], abar) -> z0, for frames of which seen [K] (bool) were observed
-    whole."""
+def gain(W, seen):
+    """W A^T (A W A^T)^-1 A [d,K,K], for frames of which seen [K] (bool) were observed whole."""
     mask = seen.double()  # [K]
     # A W A^T as a K x K system: frames that were not seen get rows of the identity, which change
     # nothing. A millionth of the variance keeps nearly equal frames from making it singular.
     empty = torch.diag(1 - mask)
+    jitter = 1e-6 * W[:, :1, :1] * torch.diag(mask)
+    AWA = mask[:, None] * W * mask + empty + jitter
+    return (W * mask) @ torch.linalg.inv(AWA) * mask
+
+
+def over_frames(matrices, z):
+    """z [B,K,d] times a matrix of each latent's own [d,K,K]."""
+    return torch.einsum("dkj,bjd->bkd", matrices, z)
+
+
+def weighted_projection(prior, seen, times):
+    """(z0 [B,K,d], y [B,K,d], abar) -> z0, for frames of which seen [K] (bool) were observed
+    whole."""
 
     def project(z0, y, abar):
         W = posterior(prior, times, abar)  # [d,K,K]
-        jitter = 1e-6 * W[:, :1, :1] * torch.diag(mask)
-        AWA = mask[:, None] * W * mask + empty + jitter
-        gain = (W * mask) @ torch.linalg.inv(AWA) * mask  # [d,K,K]
-        return z0 + torch.einsum("dkj,bjd->bkd", gain.to(z0), y - z0)
+        return z0 + over_frames(gain(W, seen).to(z0), y - z0)
 
     return project
 

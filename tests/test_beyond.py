@@ -180,12 +180,28 @@ def test_any_linear_observation():
     assert np.abs(error).max() < 0.1 * np.abs(exact).max()  # R is measured on 4,000 frames
 
 
+def equations(observation, kind):
+    """A [d,d] and R [d,d] of a pattern. A frame seen whole has A = I, R = 0; where nothing is said,
+    A has rows of zeros, and R of the identity."""
+    d = observation.autoencoder.latent_dim
+    whole = kind >= 0 and kind not in observation.fits
+    A = whole * torch.eye(d).double()
+    R = torch.eye(d).double() - A
+    if kind in observation.fits:
+        F = observation.fits[kind][0].double()
+        r = len(F)
+        A[:r] = torch.linalg.qr(F.T).Q.T
+        R[:r, :r] = A[:r] @ torch.linalg.pinv(F.T @ F) @ A[:r].T
+    return A, R
+
+
 def by_one_inverse(observation, kinds, W, z0, y):
     """z0 + W A^T (A W A^T + R)^-1 (y - A z0), as it is written, of W [d,K,K]."""
     d, K, _ = W.shape
     dense = torch.einsum("dkl,de->kdle", W, torch.eye(d).double()).reshape(K * d, K * d)
-    A = torch.block_diag(*(observation.A[kind] for kind in kinds)).double()
-    R = torch.block_diag(*(observation.R[kind] for kind in kinds)).double()
+    systems = [equations(observation, kind) for kind in kinds]
+    A = torch.block_diag(*(A for A, _ in systems))
+    R = torch.block_diag(*(R for _, R in systems))
     gain = dense @ A.T @ torch.linalg.pinv(A @ dense @ A.T + R)
     return z0 + ((y - z0).flatten(1) @ A.T @ gain.T).view_as(z0)
 
@@ -247,15 +263,14 @@ def test_what_is_left_out_is_known_of_many_frames_few_or_none(frames):
     variance = (mix**2).sum(1)
     blocks = torch.from_numpy(left_out).float().tensor_split(2) if frames else []
     given = torch.from_numpy(row)[None], torch.from_numpy(variance).float(), blocks
-    observation = any_vertices.Observation(autoencoder, *given)
-    R = observation.R[0]
+    A, R = equations(any_vertices.Observation(autoencoder, *given), 0)
 
     U, size, Qt = np.linalg.svd(autoencoder.E.T.numpy()[row], full_matrices=False)
-    fit = observation.A[0].numpy() @ Qt.T @ (U / size).T  # in the basis of A [d,8]
-    independent = fit * variance[row] @ fit.T
+    fit = A.numpy() @ Qt.T @ (U / size).T  # in the basis of A [d,8]
     exact = fit @ (mix @ mix.T)[np.ix_(row, row)] @ fit.T
     least, most = torch.linalg.eigvalsh(R)[[0, -1]]
     if frames == 0:
+        independent = fit * variance[row] @ fit.T
         np.testing.assert_allclose(R.diagonal(), np.diag(independent), rtol=1e-4)
     if frames == 3:
         assert least > 1e-2 * np.linalg.eigvalsh(exact)[0] and most < 10 * exact.trace()
