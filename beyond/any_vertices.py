@@ -14,15 +14,15 @@ W = Cov[z | z_n] over frames and latents (weighted_projection),
     z0 <- z0 + W A^T (A W A^T + R)^-1 (y - A z0)
 
 Without weights each frame is on its own: W = (1 - abar) I. Frames that were seen whole have R = 0:
-they go first, exactly, and what is left of W is the others' (weighted_projection). Of those only
-F = L^-1 A is kept, with R = L L^T, for it says the same: the noise of F z = L^-1 y is white, and
+they go first, exactly, and what is left of W is the others' (weighted_projection). Of a frame seen
+in part only F = L^-1 A is kept, with R = L L^T: the noise of F z = L^-1 y is white, and
 
     z0 <- z0 + W F^T (F W F^T + I)^-1 F (y - z0),     y in latents, A^T y
 
-The matrix of all frames and latents would take gigabytes: conjugate gradients solve it without. W
-makes neighbouring frames one, so that many steps would be needed to tell them apart. Frames that
-were seen alike have the same F; each row of it is a small system of those frames [K,K], and the
-inverses of these make the steps few.
+The matrix of all frames and latents would take gigabytes: conjugate gradients solve it without.
+Where W makes neighbouring frames nearly equal, many steps are needed to tell them apart. But frames
+that were seen alike have the same F, each row of which makes a small system of those frames [K,K]:
+with the inverses of these the steps are few.
 
 Seam    project(z0, abar)
 Source  the Kalman gain; pseudo-inverse guidance (Song et al. 2023)
