@@ -64,7 +64,6 @@ from tools.checks import (
     check_fits,
     check_observed,
     check_splits,
-    check_windows,
     settle_sampling,
 )
 from tools.errors import Parser, named, script
@@ -390,8 +389,9 @@ def rivals(sampler, timeline, places, x):
     whole = sampler.seen.all(1)[timeline.pattern[low:high]]  # bool [high - low]
     anchors = low + np.flatnonzero(whole)
     if len(anchors):
-        fetch = study.frames
-        found["linear"] = linear_interpolation(anchors, places, lambda at: fetch(timeline.rows[at]))
+        found["linear"] = linear_interpolation(
+            anchors, places, lambda at: study.frames(timeline.rows[at])
+        )
     if study.subject.driven is not None:
         driven = study.normaliser.zscore(study.subject.driven[timeline.rows[places]])
         found["ceiling"] = torch.from_numpy(driven)
@@ -409,8 +409,8 @@ def run(a, where, folder, on_guess):
     study = Study(a, where)
     a.frames = a.frames or study.settings["frames"]
     seen, of_frame = data.patterns(observed(a, study))  # distinct rows; which one a frame has
-    sampler = WindowsApart(a, study, seen) if a.paper else beyond.WholeRuns(a, study, seen)
-    check_windows(a, study.model)
+    with blaming(a, "window", "overlap", "upsample"):  # if they do not fit, name the flag
+        sampler = WindowsApart(a, study, seen) if a.paper else beyond.WholeRuns(a, study, seen)
     spread = calibration and calibration.of(sampler)
     if a.calibrate:
         timeline = data.timeline(study.splits["val"], a.frames, of_frame)

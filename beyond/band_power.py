@@ -24,7 +24,6 @@ from torch import nn
 
 from .windows import around
 
-
 AT_MOST = 2**32  # bytes of spectra that are kept; 64 channels, 27,000 frames: 2.5e9
 
 

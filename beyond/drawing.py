@@ -38,16 +38,14 @@ class WholeRuns:
         self.a, self.study, self.seen = a, study, seen
         self.generator = torch.Generator().manual_seed(a.seed)
         self.correction = opposite_pairs.correction(a.samples)
-        settings = study.settings
         a.projection = a.projection or "weighted"
         a.steps = a.steps or second_order.default_calls(a)
-        a.window = a.window or settings["frames"] * (3 if settings["vary"] else 1)
-        a.overlap = a.window // 2 if a.overlap is None else a.overlap
+        self.prior = getattr(study.model, "prior", None)  # of latents, without EEG
+        whole_runs.settle(a, study.settings, self.prior)
 
         rows = torch.from_numpy(seen[:-1])
         self.whole = rows.all(1)  # [patterns but the last]
         self.linear = getattr(study.model, "linear", None)
-        self.prior = getattr(study.model, "prior", None)  # of latents, without EEG
         if self.prior is None and a.interrecon:  # the control, and the weights of the projection
             self.prior = gaussian_prior.GaussianPrior(study.autoencoder.latent_dim)
             self.prior.load_state_dict(measured(study)["prior"])

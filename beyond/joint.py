@@ -53,6 +53,20 @@ class JointAutoencoder(nn.Module):
         return (u - self.latent_mean) / self.latent_scale, loss
 
 
+def settle(a, processes):
+    """What flags of train.py leave open; ValueError if they do not go with it: latents that move
+    have no covariance for a prior or a closed form, D is not orthonormal, as --loss vertex needs
+    it, and the loss of E and D is of one process."""
+    a.prior = a.prior or "none"
+    a.loss = a.loss or "latent"
+    a.closed_form = a.closed_form or False
+    if a.prior != "none" or a.loss != "latent" or a.closed_form or processes > 1:
+        raise ValueError(
+            "--autoencoder joint goes with --prior none, --loss latent and --no-closed-form, and "
+            "without torchrun"
+        )
+
+
 def start(a, subject, normaliser, saved, where):
     """Of train.py's flags a: an autoencoder, new or of the size of `saved`, and a function from
     rows of frames [B,K] to (z [B,K,d], the loss of E and D)."""

@@ -17,6 +17,17 @@ Gain    synthetic, first and last of 10 frames observed: MSE 0.307 -> 0.211
 import torch
 
 
+def settle(a, settings, prior):
+    """What flags of sample.py leave open, by the settings that the model was trained with;
+    ValueError if they do not fit, or if there are to be points between frames without a prior."""
+    a.window = a.window or settings["frames"] * (3 if settings["vary"] else 1)
+    a.overlap = a.window // 2 if a.overlap is None else a.overlap
+    if not 0 <= a.overlap < a.window:
+        raise ValueError(f"expected an overlap of 0 to {a.window - 1}, less than --window")
+    if a.upsample > 1 and prior is None:
+        raise ValueError("--upsample needs a model trained with --prior gaussian")
+
+
 class Windows:
     """Windows of K frames that cover a run of T, `points` to a frame.
 

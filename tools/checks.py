@@ -63,15 +63,9 @@ def settle_training(a, paper, beyond):
     check_range(a, 0, 1, "eeg_dropout")
     check_range(a, 0, 10**9, "context")
     recipe = {"paper": paper, "tiny": beyond.TINY, "auto": {"autoencoder": "pca"}}[a.preset]
-    # Latents that move have no covariance for a prior or a closed form, D is not orthonormal, as
-    # --loss vertex needs it, and the loss of E and D is of one process.
     if a.autoencoder == "joint":
-        fill(a, {"prior": "none", "loss": "latent", "closed_form": False})
-        if a.prior != "none" or a.loss != "latent" or a.closed_form or WORLD > 1:
-            fail(
-                "--autoencoder joint goes with --prior none, --loss latent and --no-closed-form, "
-                "and without torchrun"
-            )
+        with blaming(a, "prior", "loss", "closed_form"):
+            beyond.joint.settle(a, WORLD)
     fill(a, recipe)
 
 
@@ -130,14 +124,6 @@ def settle_sampling(a, beyond):
     a.samples = a.samples or (1 if a.paper else 8)
     if a.calibrate and a.samples < 2:
         fail(f"--samples {a.samples}: --calibrate needs 2 or more, to have a spread")
-
-
-def check_windows(a, model):
-    """Check --window, --overlap and --upsample, once what a checkpoint says of them is known."""
-    if not 0 <= a.overlap < a.window:
-        fail(f"--overlap {a.overlap}: expected 0 to {a.window - 1}, less than --window")
-    if a.upsample > 1 and getattr(model, "prior", None) is None:
-        fail(f"--upsample {a.upsample}: needs a model trained with --prior gaussian")
 
 
 def check_splits(study, a):
