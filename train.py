@@ -346,8 +346,7 @@ def train(a, where, run):
         weight = beyond.vertex_loss.weight(autoencoder)
     # (PCA has no parameters; beyond/joint has.)
     trained = [p for p in [*model.parameters(), *autoencoder.parameters()] if p.requires_grad]
-    fused = where.type in ("cpu", "cuda")
-    optimizer = torch.optim.AdamW(trained, lr=a.lr, weight_decay=a.weight_decay, fused=fused)
+    optimizer = torch.optim.AdamW(trained, lr=a.lr, weight_decay=a.weight_decay, fused=True)
     if a.compile:
         device.compiled(model.dit, where)
     # losses_of(*batch) = window_losses(model, weight, *batch); of several processes' gradients the

@@ -76,7 +76,7 @@ class Run:
         self.best = {"val_loss": math.inf, "step": 0}
         self.losses = []  # of each step since the last log
         self.unread = []  # the latest of them, still on the device
-        self.parts, self.checksums, self.state = {}, None, None
+        self.parts, self.state = {}, None
         self.stack = contextlib.ExitStack()
 
     def __enter__(self):
@@ -106,10 +106,9 @@ class Run:
 
     def check_data(self, subject):
         """Fail if a run is resumed on other data than it began with."""
-        self.checksums = subject.meta["checksums"]
-        about = {"checksums": self.checksums, "eeg": subject.meta["eeg"]}
+        about = {name: subject.meta[name] for name in ("checksums", "eeg")}
         self.about = {"settings": vars(self.a), **about}
-        if self.state and self.state["checksums"] != self.checksums:
+        if self.state and self.state["checksums"] != about["checksums"]:
             fail(
                 f"{subject.folder}: is not the data that {self.last} was trained on; start anew "
                 "without --resume"
@@ -122,9 +121,7 @@ class Run:
     def begin(self, **parts):
         """What last.pt holds from now on, objects with a state_dict: as they were, if resumed."""
         self.parts = parts
-        weights = sum(
-            p.numel() for group in parts["optimizer"].param_groups for p in group["params"]
-        )
+        weights = sum(p.numel() for p in parts["model"].parameters())
         a = self.a
         say(
             f"{weights:,} weights; {a.steps:,} steps of {a.batch_size} windows of {a.frames} frames"
