@@ -68,6 +68,7 @@ from tools.checks import (
 )
 from tools.errors import Parser, named, script
 from tools.ranks import RANK, say
+from tools.subjects import opened
 
 try:
     from evidence import calibration, helped, table
@@ -87,7 +88,7 @@ def parse(argv=None):
     p = Parser(description="Reconstruct the test runs of one subject, and score them.")
     add = p.add_argument
     add("--ckpt", default="out/ckpt.pt", help="checkpoint of train.py (default: out/ckpt.pt)")
-    add("--data", type=named, help="prepared subject (default: the one trained on)")
+    add("--data", nargs="+", type=named, help="prepared subject (default: what was trained on)")
     add("--out", help="folder for results (default: the checkpoint's)")
     add("--interrecon", action="store_true", help="complete what was not observed")
     add("--gap", type=int, help="every gap-th of --frames frames is observed (default: 2)")
@@ -138,9 +139,9 @@ class Study:
         self.settings, self.device = ckpt["settings"], where
         self.decode = device.decoder(self.autoencoder, where)
         self.measured = ckpt.get("measured")  # for beyond/, on frames of training and validation
-        self.subject = data.Subject(a.data or ckpt["subject"])
-        if check_fits(self.subject, ckpt, a.ckpt):  # the runs that train.py was told to leave out
-            self.subject.split_by_names(self.settings)
+        # (Without the runs that train.py was told to leave out. Of several people: beyond/people.)
+        self.subject = opened(data, beyond, a.data, self.settings, ckpt)
+        check_fits(self.subject, ckpt, a.ckpt)
         validation = not self.settings["no_validation"]
         self.splits = {s: self.subject.segments(s, validation) for s in ("train", "val", "test")}
         check_splits(self, a)

@@ -2,6 +2,7 @@
 
     python train.py                          the synthetic subject, minutes on two CPU cores
     python train.py --data subjects/rest     a prepared subject (data.py)
+    python train.py --data S1 S2 S3          several people (beyond/people)
     python train.py --preset paper           the paper's method
     python train.py --out OUT --resume       go on from OUT/last.pt as if nothing had happened
 
@@ -42,6 +43,7 @@ from tools.checks import blaming, check_training, fill, settle_training
 from tools.errors import Parser, named, script
 from tools.ranks import RANK, WORLD
 from tools.run import Run
+from tools.subjects import opened
 
 try:
     import beyond
@@ -86,12 +88,9 @@ SIZES = {  # which of them is taken: see choose_sizes
 
 
 def parse(argv=None):
-    p = Parser(
-        description="Train on one subject.",
-        epilog="Sizes without a default follow the subject; see SIZES in train.py.",
-    )
+    p = Parser(description="Train. Sizes without a default follow the subject, see SIZES here.")
     add = p.add_argument
-    add("--data", type=named, help="prepared subject (default: a synthetic one, made in OUT)")
+    add("--data", nargs="+", type=named, help="prepared subject, or several people (default: one)")
     add("--out", type=named, default="out", help="folder for checkpoints and log (default: out)")
     add("--preset", choices=["auto", "paper", "tiny"], default="auto", help="(default: auto)")
     add("--frames", type=int, default=10, help="frames a window, K; lower it if memory runs out")
@@ -292,12 +291,11 @@ def update_average(averaged, model, ema, step):
 def open_subject(a, run):
     """(subject, its training and validation stretches, rows of its training frames)."""
     folder = a.data or processes.from_first(data.ready, a.out)
-    subject = data.Subject(folder)
-    subject.split_by_names(vars(a))  # if --test or --val name runs
+    subject = opened(data, beyond, folder, vars(a))  # of several people: beyond/people
     run.check_data(subject)
-    splits = {s: subject.segments(s, validation=not a.no_validation) for s in ("train", "val")}
+    splits = {s: subject.segments(s, not a.no_validation) for s in ("train", "val")}
     check_training(a, subject, splits["train"], ENOUGH)
-    rows = np.concatenate([np.arange(low, high) for low, high in splits["train"]])
+    rows = np.concatenate([np.arange(*span) for span in splits["train"]])
     if a.preset == "auto":
         beyond.auto.choose(a, subject, len(rows), SIZES["small"])
     choose_sizes(a, len(rows))

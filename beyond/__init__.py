@@ -28,6 +28,7 @@ from . import (
     joint,
     linear_gaussian,
     network,
+    people,
     stacked,
     velocity,
     vertex_loss,
@@ -43,7 +44,7 @@ from .network import measured
 def add_training_flags(add):
     """Flags of train.py; those without a default take it from its presets."""
     chapters = auto, band_power, velocity, gaussian_prior, windows, vertex_loss, joint
-    for chapter in (*chapters, linear_gaussian):
+    for chapter in (*chapters, linear_gaussian, people):
         chapter.add_flags(add)
 
 

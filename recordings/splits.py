@@ -15,6 +15,7 @@ def names(subject):
 def by_names(subject, flags):
     """{split: frames}, of the runs that flags {"test", "val"} name by some parts of their names,
     such as ses-2 or task-rest_run-2. The others are for training; if no test is named, it stays."""
+    several = hasattr(subject, "name")  # one of several people: it may be another's run
     given = subject.meta.get("split")
     label = np.full(len(subject.fmri), "none" if given else "train", "U5")  # [T]
     for frames in (given or {}).values():
@@ -28,12 +29,12 @@ def by_names(subject, flags):
                 for run, name in zip(subject.runs, names(subject))
                 if set(part.split("_")) <= set(name.split("_"))
             ]
-            if not found:
+            if not found and not several:
                 listed = ", ".join(names(subject))
                 fail(f"--{split} {part}: {subject.folder} has no such run; it has {listed}")
             for start, stop in found:
                 label[start:stop] = split
-    if "test" not in label:
+    if "test" not in label and not several:
         fail(f"--val: names all test runs of {subject.folder}; name another for it with --test")
     return {split: np.flatnonzero(label == split).tolist() for split in ("train", "val", "test")}
 

@@ -43,7 +43,8 @@ class Outputs:
 
     @functools.cached_property
     def space(self):
-        return load_space(self.study.subject.folder)
+        subject = self.study.subject
+        return load_space(getattr(subject, "people", [subject])[0].folder)  # all have the same
 
     def write(self, folder, arrays, r, missing, title):
         """Where there is a space, series and maps in it; if asked for, plot.png and surfaces.png.
@@ -93,7 +94,7 @@ class Outputs:
             about = {
                 "RepetitionTime": tr,
                 "StartTime": start,
-                "Description": SERIES[name],
+                "Description": SERIES[name] + subject.meta.get("units", ""),
                 "Sources": [source_of(subject.meta, run)],
             }
             files.save_json(f"{path}.json", about)

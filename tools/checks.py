@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from .errors import fail
 from .ranks import RANK, WORLD, say
+from .subjects import folders
 
 # ---- Flags -----------------------------------------------------------------------------
 
@@ -48,7 +49,7 @@ def settle_training(a, paper, beyond):
     """Settle the flags of chapters that are not given, as --preset says, and check all flags of
     train.py that need no data to be checked. paper: what they are in the paper; beyond: the
     chapters, or None."""
-    a.data = a.data and os.path.abspath(a.data)
+    a.data = folders(map(os.path.abspath, a.data or []))
     a.share = 0.5  # of the closed form, before a validation run tells it; see beyond/stacked
     check_positive(a, "frames", "latent_dim", "eeg_dim", "tokens_per_frame", "depth", "heads")
     check_positive(a, "width", "epochs", "batch_size", "lr")
@@ -104,6 +105,7 @@ OF_CHAPTERS = ("observe", "projection", "window", "overlap", "upsample", "calibr
 def settle_sampling(a, beyond):
     """Settle what the flags of sample.py leave open, and check those that need no data to be
     checked. beyond: the chapters, or None where there are none."""
+    a.data = folders(a.data)
     for name in OF_CHAPTERS:
         if vars(a).setdefault(name) and a.paper:
             fail(f"--paper {flag(name)}: the paper has no {flag(name)}; leave one of them out")
@@ -268,7 +270,7 @@ def check_subject(subject):
 
 def check_fits(subject, ckpt, path):
     """Fail if the checkpoint of this path cannot be used on a data.Subject; say so if it was
-    trained on another, and return whether it was not."""
+    trained on another."""
     found = subject.fmri.shape[1], *subject.eeg.shape[1:]  # V, C, W
     config = ckpt["config"]
     trained = len(ckpt["normaliser"]["mean"]), config["channels"], config["samples"]
@@ -285,27 +287,27 @@ def check_fits(subject, ckpt, path):
             print(f"note: EEG's {what} is {here}; {path} was trained on {there}", file=sys.stderr)
         elif here and there and here != there:
             fail(f"{subject.folder}: its EEG {what} are {here}; {path} was trained on {there}")
-    same = subject.meta["checksums"] == ckpt["checksums"]
-    if not same:
+    several = hasattr(subject, "people")  # which says that by itself
+    if not several and subject.meta["checksums"] != ckpt["checksums"]:
         print(
             f"note: {path} was not trained on {subject.folder}; its test runs may not be unseen",
             file=sys.stderr,
         )
     check_values(subject)
-    return same
 
 
 def check_values(subject, block=256):
-    """Read a data.Subject once; fail if a value is NaN or infinite, or a channel constant in a run.
-    Of torchrun's processes each reads a share of the runs."""
-    bold = f"{subject.folder}/fmri.npy"
-    eeg = f"{subject.folder}/eeg.npy"
-    for start, stop in tqdm(subject.runs[RANK::WORLD], "reading", leave=False, disable=RANK > 0):
-        extremes = []
-        for i in range(start, stop, block):
-            rows = slice(i, min(i + block, stop))
-            check_finite(subject.fmri[rows], bold, subject.fmri, "frame", "vertex")
-            windows = np.asarray(subject.eeg[rows], np.float32)  # [t,C,W]
-            extremes.append([windows.min((0, 2)), windows.max((0, 2))])  # [2,C]; of NaN NaN
-            check_finite(extremes[-1], eeg, subject.eeg, "frame", "channel", "sample")
-        check_channels(eeg, np.min(extremes, 0)[0], np.max(extremes, 0)[1])
+    """Read a data.Subject once, or those of several people; fail if a value is NaN or infinite, or
+    a channel constant in a run. Of torchrun's processes each reads a share of the runs."""
+    for person in getattr(subject, "people", [subject]):
+        bold = f"{person.folder}/fmri.npy"
+        eeg = f"{person.folder}/eeg.npy"
+        for start, stop in tqdm(person.runs[RANK::WORLD], "reading", leave=False, disable=RANK > 0):
+            extremes = []
+            for i in range(start, stop, block):
+                rows = slice(i, min(i + block, stop))
+                check_finite(person.fmri[rows], bold, person.fmri, "frame", "vertex")
+                windows = np.asarray(person.eeg[rows], np.float32)  # [t,C,W]
+                extremes.append([windows.min((0, 2)), windows.max((0, 2))])  # [2,C]; of NaN NaN
+                check_finite(extremes[-1], eeg, person.eeg, "frame", "channel", "sample")
+            check_channels(eeg, np.min(extremes, 0)[0], np.max(extremes, 0)[1])

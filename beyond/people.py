@@ -1,0 +1,158 @@
+"""Can a model learn from several people, and reconstruct one whom it has not seen?
+
+In a common space the frames of different people can be learned from together: ten to thirty people
+with 20 to 60 minutes each, as public sets have them. But everyone's BOLD has its own units, and
+everyone's EEG its own size. So People looks like one data.Subject, whose runs are those of all, one
+person after the other; and what is read of its frames and EEG is in each person's own units:
+
+    (x - the person's mean) / the person's deviation,      EEG / the person's scale
+
+by training frames of that person; of one who has none, by all frames. Nothing else knows that there
+are several: what is measured of such frames is a mean of about 0, a deviation and a scale of 1.
+
+    train.py --leave-out S3   all frames of S3 are the test, and of the others none
+    sample.py --data S9       of a person whom the model has not seen, all frames are the test
+
+Seam    the subject
+Source  ours
+Gain    someone of whom there are no frames to train on can be reconstructed at all
+"""
+
+import functools
+import os
+import types
+
+import numpy as np
+
+from .network import say
+
+SAID = "delay", "delay_in_files", "eeg_alone"  # by subject.json
+ALIKE = *SAID, "TR", "vertices", "EEG channels and samples", "names of channels", "space"
+UNITS = ", in the person's own z-scores"
+
+
+def common(person):
+    """What must be alike in all people: see ALIKE."""
+    said = [person.meta.get(name) for name in SAID]
+    channels = person.meta["eeg"].get("channels")
+    return [*said, person.tr, person.fmri.shape[1], person.eeg.shape[1:], channels, person.space]
+
+
+class Rows:
+    """An array [T,...] of all people, one after the other, in the units of each: what is asked for
+    is read, and no more. name: of an array of data.Subject."""
+
+    def __init__(self, group, name):
+        self.group, self.name = group, name
+        one = getattr(group.people[0], name)
+        self.shape = group.people[-1].stop, *one.shape[1:]
+
+    def __len__(self):
+        return self.shape[0]
+
+    def __getitem__(self, index):
+        rows, columns = index if isinstance(index, tuple) else (index, slice(None))
+        rows = np.asarray(np.arange(len(self))[rows])  # of any shape
+        one = np.empty(self.shape[1:])[columns]
+        found = np.empty(rows.shape + one.shape, np.float32)
+        for person in self.group.people:
+            here = (rows >= person.start) & (rows < person.stop)
+            if here.any():
+                own = self.group.own(person)
+                x = getattr(person, self.name)[rows[here] - person.start, columns]
+                if self.name == "eeg":
+                    found[here] = own.eeg(x)
+                else:
+                    found[here] = (x - own.mean[columns]) * own.inverse[columns]
+        return found
+
+
+class People:
+    """As a data.Subject.
+
+    data      data.py, of which Subject and Normaliser are wanted
+    folders   of prepared subjects; ValueError if they are not alike
+    settings  the flags of train.py
+    known     {name: checksums} of those that a model was trained on; None: it is yet to be trained
+    """
+
+    driven = None
+
+    def __init__(self, data, folders, settings, known):
+        self.data, self.settings = data, settings
+        self.people = [data.Subject(folder) for folder in folders]
+        first = self.people[0]
+        self.folder, self.tr, self.space = ", ".join(folders), first.tr, first.space
+        self.rois = {
+            name: mask
+            for name, mask in first.rois.items()
+            if all(np.array_equal(mask, person.rois.get(name)) for person in self.people)
+        }
+        self.meta = {name: first.meta[name] for name in ("eeg", *SAID) if name in first.meta}
+        self.meta |= {"checksums": {}, "names": [], "first_volume": [], "units": UNITS}
+        self.runs = []
+        stop = 0
+        for person in self.people:
+            person.start, stop = stop, stop + len(person.fmri)
+            person.stop = stop
+            self.add(person)
+            if known is None or person.meta["checksums"] in known.values():
+                person.split_by_names(settings)
+            else:
+                say(
+                    f"note: the model was not trained on {person.folder}: all its frames are the "
+                    "test, in z-scores by their own mean and deviation, its EEG by its own scale"
+                )
+                person.meta["split"] = {"test": list(range(len(person.fmri)))}
+        self.fmri = Rows(self, "fmri")
+        self.eeg = Rows(self, "eeg")
+        self.own = functools.cache(self.measure)
+        if known is None:
+            data.Subject.split_by_names(self, settings)  # fails if a name is of nobody's run
+
+    def add(self, person):
+        """One more: ValueError if it does not go with the first; and what it says, in `meta`."""
+        first, said = self.people[0], person.meta
+        for what, one, other in zip(ALIKE, common(first), common(person)):
+            if one != other:
+                raise ValueError(
+                    f"{first.folder} and {person.folder} differ in {what}: {one} and {other}; "
+                    "prepare them alike (--channels, --bad-channels, --resample)"
+                )
+        person.name = os.path.basename(os.path.abspath(person.folder))
+        sums = self.meta["checksums"]
+        if person.name in sums or said["checksums"] in sums.values():
+            raise ValueError(f"{person.folder}: has the name or the data of another; leave one out")
+        sums[person.name] = said["checksums"]
+        names = said.get("names") or [f"run-{i + 1}" for i in range(len(person.runs))]
+        said["names"] = [f"{person.name}_{run}" for run in names]
+        self.meta["names"] += said["names"]
+        self.meta["first_volume"] += said["first_volume"]
+        self.runs += [[person.start + low, person.start + high] for low, high in person.runs]
+
+    def when(self, frame):
+        return self.data.Subject.when(self, frame)
+
+    def segments(self, split, validation=True):
+        """As of one: of each person as if alone."""
+        return [
+            (person.start + low, person.start + high)
+            for person in self.people
+            for low, high in person.segments(split, validation)
+        ]
+
+    def measure(self, person):
+        """Their data.Normaliser, by training frames; if there are none, by all."""
+        measure = self.data.Normaliser.measure
+        splits = "train", "val", "test"
+        validation = not self.settings["no_validation"]
+        train, *others = [person.segments(split, validation) for split in splits]
+        how = train or sum(others, []), self.settings["preset"] != "paper"
+        if person.meta.get("eeg_alone"):  # its frames are 0, and stay so
+            some = types.SimpleNamespace(fmri=person.eeg[:, :, 0], eeg=person.eeg)
+            return self.data.Normaliser([0], [1], measure(some, *how).eeg_scale)
+        return measure(person, *how)
+
+
+def add_flags(add):
+    add("--leave-out", dest="test", nargs="+", metavar="PERSON", help="of several: for the test")
