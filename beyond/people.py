@@ -28,7 +28,6 @@ from .network import say
 
 SAID = "delay", "delay_in_files", "eeg_alone"  # by subject.json
 ALIKE = *SAID, "TR", "vertices", "EEG channels and samples", "names of channels", "space"
-UNITS = ", in the person's own z-scores"
 
 
 def common(person):
@@ -89,7 +88,8 @@ class People:
             if all(np.array_equal(mask, person.rois.get(name)) for person in self.people)
         }
         self.meta = {name: first.meta[name] for name in ("eeg", *SAID) if name in first.meta}
-        self.meta |= {"checksums": {}, "names": [], "first_volume": [], "units": UNITS}
+        self.meta |= {"checksums": {}, "names": [], "first_volume": [], "source": []}
+        self.meta["units"] = ", in the person's own z-scores"
         self.runs = []
         stop = 0
         for person in self.people:
@@ -128,6 +128,7 @@ class People:
         said["names"] = [f"{person.name}_{run}" for run in names]
         self.meta["names"] += said["names"]
         self.meta["first_volume"] += said["first_volume"]
+        self.meta["source"] += [[person.folder]] * len(names)
         self.runs += [[person.start + low, person.start + high] for low, high in person.runs]
 
     def when(self, frame):

@@ -5,4 +5,5 @@ helped.py       was it the EEG, or luck? p of each region, of one person
 calibration.py  how sure is it, and is it right about that?
 spread.py       the same in words
 table.py        how good is it, beside its controls?
+people.py       is it so in everyone?
 """

@@ -21,7 +21,7 @@ Gain    runs with offsets or drifts, EEG that has nothing to do with them: said 
 
 import numpy as np
 
-from . import spread
+from . import people, spread
 
 PAIR = "neuroframes", "shuffled_eeg"
 LEAST = 30  # frames: the shortest shift, the shortest block
@@ -116,6 +116,7 @@ class Helped:
             *followed(metrics["over_time"]),
             verdict(metrics) + loudness(metrics["scores"]),
             *spread.told(metrics["calibration"]),
+            *people.look(self.results, metrics),
         ]
 
 

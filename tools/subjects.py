@@ -1,14 +1,16 @@
 """Whose data do the flags name: one person's, or several people's?"""
 
 import glob
+import os
 
 from .errors import fail
 
 
 def folders(given):
-    """What --data names, a glob perhaps: None, a folder, or a list of several."""
+    """What --data names, a glob perhaps: None, a folder, or a list of several by name, wherever
+    they are (resumed elsewhere, it has to be the same order)."""
     found = {folder for name in given or [] for folder in glob.glob(name) or [name]}
-    return sorted(found) if len(found) > 1 else next(iter(found), None)
+    return sorted(found, key=os.path.basename) if len(found) > 1 else next(iter(found), None)
 
 
 def opened(data, beyond, folder, settings, ckpt=None):

@@ -1,0 +1,387 @@
+"""Several people at once: as one subject, each in their own units, split as if alone."""
+
+import itertools
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL, TINY, contents, read_json
+
+import beyond
+import data
+import sample
+import train
+from evidence import people as of_people
+from tools import subjects
+
+SETTINGS = {"test": None, "val": None, "no_validation": False, "preset": "tiny"}
+FAST = ["--steps", "3", "--samples", "2", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """S1 to S4, four people of 4 runs of 40 frames."""
+    root = tmp_path_factory.mktemp("people")
+    sizes = TINY | {"runs": 4, "frames": 40}
+    return [data.synthetic(str(root / f"S{i}"), seed=i, **sizes) for i in range(1, 5)]
+
+
+def opened(folders, **settings):
+    settings = SETTINGS | {"data": list(folders)} | settings
+    return subjects.opened(data, beyond, settings["data"], settings)
+
+
+def changed(folder, to, change, *names, **said):
+    """A copy of a subject, whose arrays `names` and what subject.json says are changed."""
+    shutil.copytree(folder, to)
+    for name in names:
+        array = change(np.load(f"{to}/{name}.npy"))
+        np.save(f"{to}/{name}.npy", array.astype(np.float32))
+    meta = read_json(f"{to}/subject.json")
+    with open(f"{to}/subject.json", "w", encoding="utf-8") as f:
+        json.dump({**meta, "checksums": {"fmri": str(to)}, **said}, f)
+    return str(to)
+
+
+def learn(folders, out, *flags):
+    train.main(["--data", *folders, "--out", str(out), *SMALL, "--steps", "6", *flags])
+    return torch.load(out / "ckpt.pt", weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def group(folders, tmp_path_factory):
+    """A model of S1, S2 and S3."""
+    out = tmp_path_factory.mktemp("group")
+    learn(folders[:3], out)
+    return out
+
+
+def weights(ckpt):
+    return {**ckpt["model"], **ckpt["autoencoder"], **ckpt["normaliser"]}
+
+
+def same(a, b):
+    return all(torch.equal(a[name], b[name]) for name in a | b)
+
+
+# ---- As one subject --------------------------------------------------------------------
+
+
+def test_views_are_each_persons_own_units(folders):
+    people = opened(folders[:3])
+    frames = []
+    eeg = []
+    for folder in folders[:3]:
+        one = data.Subject(folder)
+        training = np.r_[tuple(slice(*s) for s in one.segments("train"))]
+        x = one.fmri.astype(np.float64)
+        frames.append((x - x[training].mean(0)) / x[training].std(0))
+        scale = np.median(np.abs(one.eeg[training]).max(2), 0)  # [C]
+        eeg.append((one.eeg / scale[:, None]).clip(-5, 5))
+    T = len(one.fmri)
+    rows = np.array([[0, T - 1, T], [2 * T + 3, T + 1, 5]])
+    for view, whole in ((people.fmri, np.concatenate(frames)), (people.eeg, np.concatenate(eeg))):
+        assert view.shape == whole.shape and len(view) == 3 * T
+        for index in (slice(T - 2, T + 2), slice(None, None, 7), rows, 3, -1, rows[:, :0]):
+            found = view[index]
+            assert found.dtype == np.float32
+            assert np.allclose(found, whole[index], atol=1e-4)
+    some = people.fmri[rows[0], 5:9]
+    assert np.allclose(some, np.concatenate(frames)[rows[0], 5:9], atol=1e-4)
+
+
+def test_each_is_split_as_if_alone_and_keeps_the_name(folders):
+    people = opened(folders[:3])
+    T = len(data.Subject(folders[0]).fmri)
+    for split in ("train", "val", "test"):
+        alone = [data.Subject(folder).segments(split) for folder in folders[:3]]
+        moved = [(i * T + a, i * T + b) for i, spans in enumerate(alone) for a, b in spans]
+        assert people.segments(split) == moved
+    assert len(people.segments("test")) == len(people.segments("val")) == 3
+    assert people.meta["names"][3:5] == ["S1_run-4", "S2_run-1"]
+    assert people.when(T)[0] == 5
+    assert people.when(T)[1] == data.Subject(folders[1]).when(0)[1]
+    assert people.when(T - 1)[1] == data.Subject(folders[0]).when(T - 1)[1]
+
+
+def runs_of(people, split):
+    return [people.meta["names"][people.when(low)[0] - 1] for low, _ in people.segments(split)]
+
+
+def test_names_choose_among_the_runs_of_all(folders):
+    left = opened(folders[:3], test=["S3"])  # --leave-out S3
+    assert runs_of(left, "test") == [f"S3_run-{i}" for i in range(1, 5)]
+    assert runs_of(left, "val") == ["S1_run-4", "S2_run-4"]
+    assert runs_of(left, "train") == [f"S{i}_run-{j}" for i in (1, 2) for j in (1, 2, 3)]
+    named = opened(folders[:3], test=["run-1"], val=["S2_run-3"])
+    assert runs_of(named, "test") == ["S1_run-1", "S2_run-1", "S3_run-1"]
+    assert runs_of(named, "val") == ["S1_run-4", "S2_run-3", "S3_run-4"]
+    kept = opened(folders[:2], val=["S1_run-1"])
+    assert runs_of(kept, "test") == ["S1_run-4", "S2_run-4"]
+
+
+def test_what_a_split_leaves_unused_stays_so(folders, tmp_path):
+    split = {"train": list(range(30)), "test": list(range(40, 60))}
+    odd = changed(folders[0], tmp_path / "S1", None, split=split, unusable=[3])
+    people = opened([folders[1], odd], test=["S2_run-1"])
+    start = len(data.Subject(folders[1]).fmri)
+    used = [
+        t for s in ("train", "val", "test") for span in people.segments(s) for t in range(*span)
+    ]
+    own = {t - start for t in used if t >= start}
+    assert own == {*range(30), *range(40, 60)} - {3}
+
+
+class Watched:
+    """An array that notes how many rows are read of it at a time, and cannot be read as a whole."""
+
+    def __init__(self, array, read):
+        self.array, self.read = array, read
+        self.shape, self.dtype, self.ndim = array.shape, array.dtype, array.ndim
+
+    def __len__(self):
+        return len(self.array)
+
+    def __array__(self, *_, **__):
+        raise AssertionError("all of it is read")
+
+    def __getitem__(self, index):
+        found = np.array(self.array[index])
+        self.read.append(found.size // int(np.prod(self.shape[1:])))
+        return found
+
+
+def test_no_more_is_read_than_what_is_asked_for(folders, monkeypatch):
+    read = []
+    for name in ("fmri", "eeg"):
+        array = getattr(data.Subject, name)
+        watched = property(lambda self, get=array.fget: Watched(get(self), read))
+        monkeypatch.setattr(data.Subject, name, watched)
+    people = opened(folders[:3], test=["S3"])
+    people.segments("train")
+    assert read == []
+    T = len(people.fmri)
+    measure = data.Normaliser.measure
+    monkeypatch.setattr(data.Normaliser, "measure", lambda *a: measure(*a, block=16))
+    people.fmri[0]
+    assert max(read) == 16 and sum(read) < 2 * T  # of S1, once
+    read.clear()
+    people.fmri[1]
+    people.eeg[np.array([[2, 3], [4, 2]])]
+    assert read == [1, 4]
+    people.fmri[[1, T - 1]]
+    read.clear()
+    people.fmri[[1, T - 1, 2]]
+    assert read == [2, 1]
+
+
+def test_regions_are_those_that_all_have(folders, tmp_path):
+    own = changed(folders[1], tmp_path / "S2", None)
+    patch = data.Subject(folders[0]).rois["patch"]
+    np.savez(f"{own}/rois.npz", patch=patch, mine=~patch)
+    assert opened([folders[0], own]).rois.keys() == {"patch"}
+    np.savez(f"{own}/rois.npz", patch=~patch)
+    assert opened([folders[0], own]).rois == {}
+
+
+# ---- Training and sampling -------------------------------------------------------------
+
+
+def test_the_units_of_one_person_change_nothing(folders, group, tmp_path):
+    louder = changed(folders[1], tmp_path / "S2", lambda x: 1024 * x, "fmri", "eeg")
+    views = [opened([folders[0], second]) for second in (folders[1], louder)]
+    for name in ("fmri", "eeg"):
+        assert np.array_equal(*[getattr(view, name)[150:] for view in views])
+    ckpt = learn([folders[0], louder, folders[2]], tmp_path / "out")
+    assert same(weights(ckpt), weights(torch.load(group / "ckpt.pt", weights_only=True)))
+    found = []
+    for out in (group, tmp_path / "out"):
+        sample.main(["--ckpt", str(out / "ckpt.pt"), "--out", str(tmp_path / out.name), *FAST])
+        found.append(np.load(tmp_path / out.name / "direct/recon.npy"))
+    assert np.array_equal(*found)
+    assert np.abs(ckpt["normaliser"]["mean"]).max() < 0.1
+    assert np.abs(ckpt["normaliser"]["std"] - 1).max() < 0.1
+    assert np.abs(ckpt["normaliser"]["eeg_scale"] - 1).max() < 0.1
+
+
+def test_who_is_left_out_reaches_no_weight_and_the_others_do(folders, tmp_path):
+    def noise(x):
+        return x + x.std() * np.random.default_rng(0).standard_normal(x.shape)
+
+    def last_run(x):
+        return np.concatenate([x[:-40], noise(x[-40:])])
+
+    flags = "--leave-out", "S3", "--no-validation"
+    before = weights(learn(folders[:3], tmp_path / "a", *flags))
+    other = changed(folders[2], tmp_path / "S3", noise, "fmri", "eeg")
+    assert same(before, weights(learn([*folders[:2], other], tmp_path / "b", *flags)))
+    first = changed(folders[0], tmp_path / "S1", last_run, "fmri", "eeg")  # what was its test
+    assert not same(before, weights(learn([first, *folders[1:3]], tmp_path / "c", *flags)))
+
+
+def test_of_the_group_each_persons_test_runs_are_scored(folders, group, tmp_path, capsys):
+    ckpt = ["--ckpt", str(group / "ckpt.pt"), *FAST]
+    sample.main([*ckpt, "--out", str(tmp_path / "all")])
+    metrics = read_json(tmp_path / "all/direct/metrics.json")
+    assert [run["name"] for run in metrics["runs"]] == ["S1_run-4", "S2_run-4", "S3_run-4"]
+    recon, truth = (np.load(tmp_path / f"all/direct/{x}.npy") for x in ("recon", "truth"))
+    error = ((recon - truth) ** 2).mean(1).reshape(3, -1).mean(1)
+    scores = metrics["people"]["scores"]
+    assert np.allclose([scores[f"S{i}"]["mse"] for i in (1, 2, 3)], error, rtol=1e-4)
+    nothing = (truth**2).mean(1).reshape(3, -1).mean(1)
+    assert np.allclose([scores[f"S{i}"]["mean_frame_mse"] for i in (1, 2, 3)], nothing, rtol=1e-4)
+    assert np.isclose(scores["mean over people"]["mse"], error.mean(), rtol=1e-4)
+    width = 4.30265 * error.std(ddof=1) / 3**0.5  # Student's t of 2 degrees of freedom
+    assert np.isclose(scores["95% interval: +-"]["mse"], width, rtol=1e-3)
+    better = metrics["people"]["better than the mean frame"]
+    assert better["people"] == (error < nothing).sum() and better["of"] == 3
+
+    sample.main([*ckpt, "--out", str(tmp_path / "one"), "--data", folders[1]])
+    printed = capsys.readouterr()
+    assert "not trained on" not in printed.out + printed.err
+    metrics = read_json(tmp_path / "one/direct/metrics.json")
+    assert metrics["people"]["scores"].keys() == {"S2", "mean over people"}
+    frames = len(truth) // 3
+    alone = np.load(tmp_path / "one/direct/truth.npy")
+    assert np.array_equal(alone, truth[frames : 2 * frames])
+
+
+def test_somebody_new_is_scored_on_all_frames(folders, group, tmp_path, capsys):
+    flags = ["--ckpt", str(group / "ckpt.pt"), *FAST, "--out", str(tmp_path)]
+    sample.main([*flags, "--data", folders[3], folders[0]])
+    printed = capsys.readouterr()
+    said = [x for x in printed.out.splitlines() if "not trained on" in x]
+    assert len(said) == 1 and folders[3] in said[0] and "own mean" in said[0]
+    metrics = read_json(tmp_path / "direct/metrics.json")
+    names = [run["name"] for run in metrics["runs"]]
+    assert names == ["S1_run-4", "S4_run-1", "S4_run-2", "S4_run-3", "S4_run-4"]
+    x = data.Subject(folders[3]).fmri[:].astype(np.float64)
+    z = (x - x.mean(0)) / x.std(0)
+    ckpt = torch.load(group / "ckpt.pt", weights_only=True)
+    z = (z - ckpt["normaliser"]["mean"].numpy()) / ckpt["normaliser"]["std"].numpy()
+    assert np.allclose(np.load(tmp_path / "direct/truth.npy")[-len(z) :], z, atol=1e-3)
+
+
+def test_eeg_alone_is_reconstructed_in_the_groups_units(folders, group, tmp_path):
+    meta = {"eeg_alone": True, "split": {"test": list(range(len(data.Subject(folders[3]).fmri)))}}
+    alone = changed(folders[3], tmp_path / "S9", lambda x: 0 * x, "fmri", **meta)
+    flags = ["--ckpt", str(group / "ckpt.pt"), *FAST]
+    sample.main([*flags, "--out", str(tmp_path / "a"), "--data", alone])
+    sample.main([*flags, "--out", str(tmp_path / "b"), "--data", folders[3]])
+    found = [np.load(tmp_path / f"{x}/direct/recon.npy") for x in "ab"]
+    assert np.array_equal(*found) and not (tmp_path / "a/direct/truth.npy").exists()
+
+
+def test_resumed_as_if_nothing_had_happened(folders, group, tmp_path):
+    out = tmp_path / "out"
+    learn(folders[:3], out, "--steps", "3", "--warmup", "0", "--lr", "1e-3")
+    whole = learn(folders[:3], tmp_path / "whole", "--steps", "6", "--warmup", "0", "--lr", "1e-3")
+    state = torch.load(out / "last.pt", weights_only=True)
+    state["settings"]["steps"] = 6
+    torch.save(state, out / "last.pt")
+    train.main(["--out", str(out), "--resume", "--device", "cpu"])
+    after = torch.load(out / "ckpt.pt", weights_only=True)
+    assert after["settings"]["data"] == folders[:3]
+    assert same(weights(whole), weights(after)) and after["step"] == whole["step"]
+    with pytest.raises(SystemExit):
+        train.main(["--out", str(out), "--resume", "--data", *folders[1:]])
+
+
+def test_names_of_people_stay_in_what_is_written(trained, tmp_path):
+    """Series and their descriptions, frames.tsv, the page."""
+    both = [
+        changed(trained / "subject", tmp_path / f"sub-{i}", lambda x, i=i: i * x, "fmri")
+        for i in (1, 2)
+    ]
+    learn([str(tmp_path / "sub-*")], tmp_path / "out")
+    sample.main(["--ckpt", str(tmp_path / "out/ckpt.pt"), *FAST])
+    names = {path.name for path in contents(tmp_path / "out/direct")}
+    run = data.Subject(both[0]).meta["names"][-1]
+    for person in ("sub-1", "sub-2"):
+        series = f"{person}_{run}_desc-recon_bold"
+        assert f"{series}.dtseries.nii" in names
+        about = read_json(tmp_path / f"out/direct/{series}.json")
+        assert about["Description"].endswith("own z-scores")
+        assert about["Sources"] == [str(tmp_path / person)]
+    assert {"frames.tsv", "desc-r_statmap.dscalar.nii"} <= names
+
+
+def test_auto_trains_on_several(folders, tmp_path):
+    flags = "--steps 4 --width 16 --heads 2 --depth 1 --latent-dim 6 --batch-size 4 --frames 6"
+    train.main(["--data", *folders[:2], "--out", str(tmp_path), "--device", "cpu", *flags.split()])
+    sample.main(["--ckpt", str(tmp_path / "ckpt.pt"), *FAST, "--interrecon"])
+    assert len(read_json(tmp_path / "interrecon/metrics.json")["runs"]) == 2
+
+
+# ---- What does not go together ---------------------------------------------------------
+
+
+def refused(capsys, main, *flags):
+    with pytest.raises(SystemExit) as ended:
+        main(list(map(str, flags)))
+    assert ended.value.code == 2
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
+    return line
+
+
+WRONG = {
+    "TR": {"change": None, "said": {"tr": 2.0}, "words": "differ in TR: 0.8 and 2.0"},
+    "delay": {"change": None, "said": {"delay": 5.0}, "words": "differ in delay"},
+    "V": {"change": lambda x: x[:, :-1], "arrays": ["fmri"], "words": "vertices: 64 and 63"},
+    "C": {"change": lambda x: x[:, 1:], "arrays": ["eeg"], "words": "(4, 40) and (3, 40)"},
+    "names": {"change": None, "said": {"eeg": {"channels": list("abcd")}}, "words": "names of ch"},
+    "EEG alone": {"change": None, "said": {"eeg_alone": True}, "words": "eeg_alone"},
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_people_who_are_not_alike_are_refused(folders, tmp_path, capsys, what):
+    how = WRONG[what]
+    arrays = how.get("arrays", [])
+    other = changed(folders[1], tmp_path / "S2", how["change"], *arrays, **how.get("said", {}))
+    os.remove(f"{other}/rois.npz")
+    line = refused(capsys, train.main, "--data", folders[0], other, "--out", tmp_path / "out")
+    assert how["words"] in line and folders[0] in line and other in line and "prepare" in line
+
+
+def test_other_things_that_cannot_be(folders, group, tmp_path, capsys):
+    out = "--out", tmp_path / "out"
+    again = shutil.copytree(folders[0], tmp_path / "S7")
+    assert "S7" in refused(capsys, train.main, "--data", folders[0], again, *out)
+    twin = changed(folders[0], tmp_path / "S1", None)
+    assert "name" in refused(capsys, train.main, "--data", folders[0], twin, *out)
+    both = "--data", *folders[:2]
+    line = refused(capsys, train.main, *both, "--leave-out", "S8", *out)
+    assert "S8" in line and "S1_run-1" in line
+    assert "S9" in refused(capsys, train.main, *both, "--val", "S1", "--test", "S9", *out)
+    learn(folders[:1], tmp_path / "single")
+    ckpt = "--ckpt", tmp_path / "single/ckpt.pt"
+    assert "trained on one" in refused(capsys, sample.main, *ckpt, "--data", *folders[:2])
+    nan = changed(folders[1], tmp_path / "S5", lambda x: np.where(x == x[7, 3], np.nan, x), "fmri")
+    line = refused(capsys, train.main, "--data", folders[0], nan, *out)
+    assert f"{nan}/fmri.npy" in line and "frame 7, vertex 3" in line
+
+
+def test_one_person_is_as_before(folders, tmp_path):
+    ckpt = learn(folders[:1], tmp_path / "out")
+    assert ckpt["settings"]["data"] == ckpt["subject"] == folders[0]
+    assert "leave_out" not in ckpt["settings"]
+    sample.main(["--ckpt", str(tmp_path / "out/ckpt.pt"), *FAST])
+    metrics = read_json(tmp_path / "out/direct/metrics.json")
+    assert "people" not in metrics and "name" not in metrics["runs"][0]
+
+
+# ---- What is said of people ------------------------------------------------------------
+
+
+def test_intervals_and_signs():
+    table = {1: 12.7062, 2: 4.30265, 4: 2.77645, 9: 2.26216, 29: 2.04523}
+    for degrees, t in table.items():
+        assert np.isclose(of_people.student(degrees), t, rtol=1e-4)
+    for better in itertools.product([False, True], repeat=5):
+        flips = itertools.product([False, True], repeat=5)
+        p = np.mean([sum(flip) >= sum(better) for flip in flips])
+        assert of_people.sign_test(list(better)) == p
