@@ -357,8 +357,8 @@ class Normaliser:
             )
         return cls(mean, std, np.where(scale > 0, scale, 1))
 
-    def zscore(self, frames):
-        return (np.asarray(frames, np.float32) - self.mean) * self.inverse
+    def zscore(self, frames, columns=...):
+        return (np.asarray(frames, np.float32) - self.mean[columns]) * self.inverse[columns]
 
     def raw(self, z):
         return z * self.std + self.mean

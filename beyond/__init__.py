@@ -9,7 +9,7 @@
     joint           the autoencoder trained along   second_order         15 calls in place of 50
     linear_gaussian  a closed form, in seconds      computed_once        the same, faster
     stacked         it and the network together     left_out             what no sample has
-    auto            flags that suit a recording
+    auto            flags that suit a recording    people               several, as one
 
 network.py and drawing.py put them together. The five scripts run without this folder, as the paper
 has it: train.py --preset paper, sample.py --paper.

@@ -27,14 +27,18 @@ import numpy as np
 from .network import say
 
 SAID = "delay", "delay_in_files", "eeg_alone"  # by subject.json
-ALIKE = *SAID, "TR", "vertices", "EEG channels and samples", "names of channels", "space"
 
 
 def common(person):
-    """What must be alike in all people: see ALIKE."""
-    said = [person.meta.get(name) for name in SAID]
-    channels = person.meta["eeg"].get("channels")
-    return [*said, person.tr, person.fmri.shape[1], person.eeg.shape[1:], channels, person.space]
+    """What must be alike in all people."""
+    return {
+        **{name: person.meta.get(name) for name in SAID},
+        "TR": person.tr,
+        "vertices": person.fmri.shape[1],
+        "EEG channels and samples": person.eeg.shape[1:],
+        "names of channels": person.meta["eeg"].get("channels"),
+        "space": person.space,
+    }
 
 
 class Rows:
@@ -59,10 +63,7 @@ class Rows:
             if here.any():
                 own = self.group.own(person)
                 x = getattr(person, self.name)[rows[here] - person.start, columns]
-                if self.name == "eeg":
-                    found[here] = own.eeg(x)
-                else:
-                    found[here] = (x - own.mean[columns]) * own.inverse[columns]
+                found[here] = own.eeg(x) if self.name == "eeg" else own.zscore(x, columns)
         return found
 
 
@@ -101,7 +102,8 @@ class People:
             else:
                 say(
                     f"note: the model was not trained on {person.folder}: all its frames are the "
-                    "test, in z-scores by their own mean and deviation, its EEG by its own scale"
+                    "test, in z-scores by their own mean and deviation, its EEG by its own scale "
+                    "(but if it is one of the group, prepared anew, they are not unseen)"
                 )
                 person.meta["split"] = {"test": list(range(len(person.fmri)))}
         self.fmri = Rows(self, "fmri")
@@ -113,7 +115,8 @@ class People:
     def add(self, person):
         """One more: ValueError if it does not go with the first; and what it says, in `meta`."""
         first, said = self.people[0], person.meta
-        for what, one, other in zip(ALIKE, common(first), common(person)):
+        for what, other in common(person).items():
+            one = common(first)[what]
             if one != other:
                 raise ValueError(
                     f"{first.folder} and {person.folder} differ in {what}: {one} and {other}; "
@@ -145,10 +148,9 @@ class People:
     def measure(self, person):
         """Their data.Normaliser, by training frames; if there are none, by all."""
         measure = self.data.Normaliser.measure
-        splits = "train", "val", "test"
-        validation = not self.settings["no_validation"]
-        train, *others = [person.segments(split, validation) for split in splits]
-        how = train or sum(others, []), self.settings["preset"] != "paper"
+        training = person.segments("train", not self.settings["no_validation"])
+        segments = training or person.segments("train", False) + person.segments("test")
+        how = segments, self.settings["preset"] != "paper"
         if person.meta.get("eeg_alone"):  # its frames are 0, and stay so
             some = types.SimpleNamespace(fmri=person.eeg[:, :, 0], eeg=person.eeg)
             return self.data.Normaliser([0], [1], measure(some, *how).eeg_scale)

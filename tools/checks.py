@@ -287,7 +287,7 @@ def check_fits(subject, ckpt, path):
             print(f"note: EEG's {what} is {here}; {path} was trained on {there}", file=sys.stderr)
         elif here and there and here != there:
             fail(f"{subject.folder}: its EEG {what} are {here}; {path} was trained on {there}")
-    several = hasattr(subject, "people")  # which says that by itself
+    several = hasattr(subject, "people")  # it says that by itself
     if not several and subject.meta["checksums"] != ckpt["checksums"]:
         print(
             f"note: {path} was not trained on {subject.folder}; its test runs may not be unseen",

@@ -36,9 +36,8 @@ def fit(autoencoder, subject, normaliser, rows):
     pieces = np.array_split(rows, 1 + len(rows) // 1024)  # map few pages at a time
 
     def columns(span):  # [T,v] in z-scores
-        parts = [np.asarray(subject.fmri[piece, span], np.float32) for piece in pieces]
-        x = (np.concatenate(parts) - normaliser.mean[span]) * normaliser.inverse[span]
-        return torch.from_numpy(x).to(autoencoder.mean)
+        parts = [normaliser.zscore(subject.fmri[piece, span], span) for piece in pieces]
+        return torch.from_numpy(np.concatenate(parts)).to(autoencoder.mean)
 
     if V <= 4096:
         kept = autoencoder.fit(columns(slice(V)))

@@ -10,7 +10,9 @@ def folders(given):
     """What --data names, a glob perhaps: None, a folder, or a list of several by name, wherever
     they are (resumed elsewhere, it has to be the same order)."""
     found = {folder for name in given or [] for folder in glob.glob(name) or [name]}
-    return sorted(found, key=os.path.basename) if len(found) > 1 else next(iter(found), None)
+    if len(found) < 2:
+        return next(iter(found), None)
+    return sorted(map(os.path.abspath, found), key=os.path.basename)
 
 
 def opened(data, beyond, folder, settings, ckpt=None):
