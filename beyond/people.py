@@ -15,7 +15,8 @@ are several: what is measured of such frames is a mean of about 0, a deviation a
 
 Seam    the subject
 Source  ours
-Gain    someone of whom there are no frames to train on can be reconstructed at all
+Gain    one synthetic brain dealt to four people, two training runs each: MSE of one of them 0.683
+        (alone) -> 0.506 (with the others); all frames of one who is left out: 1.000 -> 0.557
 """
 
 import functools
