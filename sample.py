@@ -139,7 +139,7 @@ class Study:
         self.settings, self.device = ckpt["settings"], where
         self.decode = device.decoder(self.autoencoder, where)
         self.measured = ckpt.get("measured")  # for beyond/, on frames of training and validation
-        # (Without the runs that train.py was told to leave out. Of several people: beyond/people.)
+        # (Without the runs that train.py was told to leave out. Of several people: people/.)
         self.subject = opened(data, beyond, a.data, self.settings, ckpt)
         check_fits(self.subject, ckpt, a.ckpt)
         validation = not self.settings["no_validation"]

@@ -2,7 +2,7 @@
 
     python train.py                          the synthetic subject, minutes on two CPU cores
     python train.py --data subjects/rest     a prepared subject (data.py)
-    python train.py --data S1 S2 S3          several people (beyond/people)
+    python train.py --data S1 S2 S3          several people (people/)
     python train.py --preset paper           the paper's method
     python train.py --out OUT --resume       go on from OUT/last.pt as if nothing had happened
 
@@ -290,8 +290,8 @@ def update_average(averaged, model, ema, step):
 
 def open_subject(a, run):
     """(subject, its training and validation stretches, rows of its training frames)."""
-    folder = a.data or processes.from_first(data.ready, a.out)
-    subject = opened(data, beyond, folder, vars(a))  # of several people: beyond/people
+    folders = a.data or [processes.from_first(data.ready, a.out)]
+    subject = opened(data, beyond, folders, vars(a))  # of several people: people/
     run.check_data(subject)
     splits = {s: subject.segments(s, not a.no_validation) for s in ("train", "val")}
     check_training(a, subject, splits["train"], ENOUGH)

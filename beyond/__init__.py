@@ -9,14 +9,15 @@
     joint           the autoencoder trained along   second_order         15 calls in place of 50
     linear_gaussian  a closed form, in seconds      computed_once        the same, faster
     stacked         it and the network together     left_out             what no sample has
-    auto            flags that suit a recording    people               several, as one
+    auto            flags that suit a recording
 
 network.py and drawing.py put them together. The five scripts run without this folder, as the paper
-has it: train.py --preset paper, sample.py --paper.
+has it: train.py --preset paper, sample.py --paper. Several people as one: the folder people/.
 """
 
 import inspect
 
+import people
 from neuroframes import LinearAutoencoder, NeuroFrames
 
 from . import (
@@ -28,7 +29,6 @@ from . import (
     joint,
     linear_gaussian,
     network,
-    people,
     stacked,
     velocity,
     vertex_loss,

@@ -18,7 +18,12 @@ import numpy as np
 
 from tools.files import named
 
-SCORES = "mse", "r", "mean_frame_mse", "shuffled_eeg_mse"
+SCORES = {  # of the whole brain: which method's, and which of its scores
+    "mse": ("neuroframes", 0),
+    "r": ("neuroframes", 1),
+    "mean_frame_mse": ("mean_frame", 0),
+    "shuffled_eeg_mse": ("shuffled_eeg", 0),
+}
 
 
 def student(degrees):
@@ -45,9 +50,8 @@ def look(results, metrics):
         run["name"] = subject.meta["names"][run["run"] - 1]
 
     # Of the frames of each person that have something to score, the mean.
-    methods = "neuroframes", "mean_frame", "shuffled_eeg"
-    own, nothing, shuffled = [results.scores.frames[method][0] for method in methods]  # [T,3] each
-    frames = np.ma.stack([own[:, 0], own[:, 1], nothing[:, 0], shuffled[:, 0]], 1)  # [T,4]
+    scores = results.scores.frames
+    frames = np.ma.stack([scores[method][0, :, i] for method, i in SCORES.values()], 1)  # [T,4]
     table = {}
     for person in subject.people:
         here = frames[(rows >= person.start) & (rows < person.stop)]
@@ -59,13 +63,13 @@ def look(results, metrics):
     if n > 1:
         table["95% interval: +-"] = student(n - 1) * values.std(0, ddof=1) / math.sqrt(n)
 
-    metrics["people"] = {"scores": named(table.values(), table, SCORES)}
-    lines = ["", f"{'each person':34}{'MSE':>10}{'r':>10}{'mean frame':>14}{'shuffled EEG':>14}"]
-    for name, (mse, r, *others) in table.items():
-        lines.append(f"{name:34}{mse:10.3f}{r:10.3f}" + "".join(f"{x:14.3f}" for x in others))
+    found = metrics["people"] = {"scores": named(table.values(), table, SCORES)}
+    lines = ["", " " * 26 + "".join(f"{name:>18}" for name in SCORES)]
+    for name, row in table.items():
+        lines.append(f"{name:26}" + "".join(f"{x:18.3f}" for x in row))
     for column, than in ((2, "the mean frame"), (3, "with shuffled EEG")):
         better = (values[:, 0] < values[:, column]).tolist()
         p = sign_test(better)
-        metrics["people"][f"better than {than}"] = {"people": sum(better), "of": n, "p": p}
+        found[f"better than {than}"] = {"people": sum(better), "of": n, "p": p}
         lines.append(f"less MSE than {than} in {sum(better)} of {n} people (sign test: p {p:.2g})")
     return lines

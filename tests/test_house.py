@@ -38,7 +38,7 @@ def imported(path):
             names |= {alias.name.split(".")[0] for alias in node.names}
         if isinstance(node, ast.ImportFrom) and node.level == 0:
             names.add(node.module.split(".")[0])
-    places = "beyond", "recordings", "spaces", "evidence", "tools"
+    places = "beyond", "people", "recordings", "spaces", "evidence", "tools"
     return names & {"neuroframes", "data", "train", "sample", *places}
 
 
@@ -47,7 +47,8 @@ ALLOWED = {
     "data.py": {"tools", "recordings"},
     "train.py": {"neuroframes", "data", "tools", "beyond"},
     "sample.py": {"neuroframes", "data", "tools", "beyond", "spaces", "evidence"},
-    "beyond": {"neuroframes"},
+    "beyond": {"neuroframes", "people"},
+    "people": {"tools"},
     "recordings": {"tools", "spaces", "evidence"},
     "spaces": {"tools"},
     "evidence": {"spaces", "tools"},

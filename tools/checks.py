@@ -10,7 +10,6 @@ from tqdm import tqdm
 
 from .errors import fail
 from .ranks import RANK, WORLD, say
-from .subjects import folders
 
 # ---- Flags -----------------------------------------------------------------------------
 
@@ -49,7 +48,7 @@ def settle_training(a, paper, beyond):
     """Settle the flags of chapters that are not given, as --preset says, and check all flags of
     train.py that need no data to be checked. paper: what they are in the paper; beyond: the
     chapters, or None."""
-    a.data = folders(map(os.path.abspath, a.data or []))
+    a.data = a.data and [os.path.abspath(folder) for folder in a.data]
     a.share = 0.5  # of the closed form, before a validation run tells it; see beyond/stacked
     check_positive(a, "frames", "latent_dim", "eeg_dim", "tokens_per_frame", "depth", "heads")
     check_positive(a, "width", "epochs", "batch_size", "lr")
@@ -105,7 +104,6 @@ OF_CHAPTERS = ("observe", "projection", "window", "overlap", "upsample", "calibr
 def settle_sampling(a, beyond):
     """Settle what the flags of sample.py leave open, and check those that need no data to be
     checked. beyond: the chapters, or None where there are none."""
-    a.data = folders(a.data)
     for name in OF_CHAPTERS:
         if vars(a).setdefault(name) and a.paper:
             fail(f"--paper {flag(name)}: the paper has no {flag(name)}; leave one of them out")
@@ -145,15 +143,15 @@ def check_splits(study, a):
 
 
 def check_observed(a, anchors, seen):
-    """Fail if all or nothing would be observed. seen: bool [period,valid vertices]."""
+    """Fail if all or nothing would be observed, or frames that there are not. seen: bool
+    [period,valid vertices]."""
     K = a.frames
-    if len(anchors) and ((a.gap or 0) > K or max(anchors) >= K or len(set(anchors)) == K):
-        given = f"--gap {a.gap}, --anchors {a.anchors}"
-        fail(f"{given}: expected some, not all, of frames 0 to {K - 1} (--frames {K})")
-    if a.interrecon and (seen.all() or not seen.any()):
+    outside = len(anchors) and ((a.gap or 0) > K or max(anchors) >= K)
+    if outside or (a.interrecon and (seen.all() or not seen.any())):
         fail(
             f"--observe {a.observe}, --gap {a.gap}, --anchors {a.anchors}: all or nothing would be "
-            "observed; expected some, such as --anchors 0,9"
+            f"observed, or frames past a window's; expected some, not all, of frames 0 to {K - 1} "
+            f"(--frames {K}), or of their vertices"
         )
 
 
@@ -287,8 +285,7 @@ def check_fits(subject, ckpt, path):
             print(f"note: EEG's {what} is {here}; {path} was trained on {there}", file=sys.stderr)
         elif here and there and here != there:
             fail(f"{subject.folder}: its EEG {what} are {here}; {path} was trained on {there}")
-    several = hasattr(subject, "people")  # it says that by itself
-    if not several and subject.meta["checksums"] != ckpt["checksums"]:
+    if subject.meta["checksums"] != ckpt["checksums"]:
         print(
             f"note: {path} was not trained on {subject.folder}; its test runs may not be unseen",
             file=sys.stderr,

@@ -34,13 +34,14 @@ def limited(device):
         return
     import resource
 
-    limits = resource.getrlimit(resource.RLIMIT_DATA)
-    given = [limit for limit in limits if limit != resource.RLIM_INFINITY]
-    resource.setrlimit(resource.RLIMIT_DATA, (min([room, *given]), limits[1]))
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    if soft != resource.RLIM_INFINITY:
+        room = min(room, soft)  # which is at most hard
+    resource.setrlimit(resource.RLIMIT_DATA, (room, hard))
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_DATA, limits)
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
 @contextlib.contextmanager

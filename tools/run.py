@@ -18,6 +18,8 @@ from .errors import fail
 from .processes import part, summed
 from .ranks import RANK, WORLD, say
 
+FILES = "last.pt", "ckpt.pt", "log.jsonl"
+
 
 class Signals:
     """Ctrl-C and SIGTERM. They end the script at once, until `wait` is called: from then on the
@@ -70,8 +72,7 @@ class Run:
 
     def __init__(self, a):
         self.a, self.signals = a, Signals()
-        names = "last.pt", "ckpt.pt", "log.jsonl"
-        self.last, self.best_path, self.log_path = (os.path.join(a.out, name) for name in names)
+        self.last, self.best_path, self.log_path = (os.path.join(a.out, name) for name in FILES)
         self.step = 0
         self.best = {"val_loss": math.inf, "step": 0}
         self.losses = []  # of each step since the last log
@@ -85,8 +86,8 @@ class Run:
         if self.a.resume:
             self.state = self.load()
             kept = ["out", "device", "resume", "debug", *["data"] * bool(self.a.data)]
-            settings = {k: v for k, v in self.state["settings"].items() if k not in kept}
-            vars(self.a).update(settings)
+            before = self.state["settings"]
+            vars(self.a).update({k: v for k, v in before.items() if k not in kept})
             say(f"all settings but --out, --device and --data are those of {self.last}")
         return self
 
@@ -129,7 +130,7 @@ class Run:
         if a.warmup >= a.steps > 0:
             say(f"note: --warmup {a.warmup} is as long as training, {a.steps} steps; lower it")
         if self.state is None:
-            files.set_aside_files(self.a.out, ("ckpt.pt", "last.pt", "log.jsonl"))
+            files.set_aside_files(self.a.out, FILES)
             return
         with checkpoints.this_version(self.last):
             for name, part_of_state in parts.items():
@@ -230,8 +231,6 @@ class Run:
         sys.exit(128 + (self.signals.caught or self.asked))
 
     def report(self):
-        best = f"step {self.a.steps}, without validation"
-        if self.best["val_loss"] < math.inf:
-            best = f"step {self.best['step']} of {self.a.steps}, validation loss "
-            best += f"{self.best['val_loss']:.4f}"
-        say(f"wrote {self.best_path}: {best}")
+        loss = self.best["val_loss"]
+        told = f"validation loss {loss:.4f}" if loss < math.inf else "without validation"
+        say(f"wrote {self.best_path}: step {self.best['step']} of {self.a.steps}, {told}")

@@ -25,7 +25,7 @@ import types
 
 import numpy as np
 
-from .network import say
+from tools.ranks import say
 
 SAID = "delay", "delay_in_files", "eeg_alone"  # by subject.json
 
@@ -74,7 +74,7 @@ class People:
     data      data.py, of which Subject and Normaliser are wanted
     folders   of prepared subjects; ValueError if they are not alike
     settings  the flags of train.py
-    known     {name: checksums} of those that a model was trained on; None: it is yet to be trained
+    known     checksums of those that a model was trained on; None: it is yet to be trained
     """
 
     driven = None
@@ -98,13 +98,12 @@ class People:
             person.start, stop = stop, stop + len(person.fmri)
             person.stop = stop
             self.add(person)
-            if known is None or person.meta["checksums"] in known.values():
+            if known is None or person.meta["checksums"] in known:
                 person.split_by_names(settings)
             else:
                 say(
-                    f"note: the model was not trained on {person.folder}: all its frames are the "
-                    "test, in z-scores by their own mean and deviation, its EEG by its own scale "
-                    "(but if it is one of the group, prepared anew, they are not unseen)"
+                    f"note: {person.folder} is new to the model: all its frames are the test, in "
+                    "z-scores by their own mean and deviation, its EEG by its own scale"
                 )
                 person.meta["split"] = {"test": list(range(len(person.fmri)))}
         self.fmri = Rows(self, "fmri")

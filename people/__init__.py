@@ -1,0 +1,46 @@
+"""What if there are several people? One subject of all, and whose data a model is used on.
+
+subject.py  people as one data.Subject
+"""
+
+import glob
+import os
+
+from tools.errors import fail
+
+from .subject import People, add_flags
+
+__all__ = ["add_flags", "opened"]
+
+
+def opened(data, folders, settings, ckpt):
+    """The data.Subject there, split as the flags of train.py say, `settings`; People, if the model
+    is of several, or folders are. Several are sorted by name, wherever they are: resumed elsewhere,
+    they must have the same order. A folder may be a glob.
+
+    data   data.py
+    ckpt   the checkpoint that they are used with, or None: the model is yet to be trained. Runs of
+           a person that it was not trained on are split as they are by themselves
+    """
+    trained_on = settings["data"] or []
+    group = isinstance(trained_on, list) and len(trained_on) > 1
+    folders = folders or (trained_on if group else [ckpt["subject"]])
+    folders = [found for name in folders for found in sorted(glob.glob(name)) or [name]]
+    if ckpt is None and trained_on:
+        settings["data"] = folders  # kept in checkpoints: what a glob meant
+    sums = ckpt and ckpt["checksums"]  # of one, or {name: of one}
+    if ckpt and not group and len(folders) > 1:
+        fail(f"--data {' '.join(folders)}: the model was trained on one person; name one")
+    if group or len(folders) > 1:
+        known = ckpt and list(sums.values())
+        try:
+            found = People(data, sorted(set(folders), key=os.path.basename), settings, known)
+        except ValueError as error:
+            fail(f"--data: {error}", error)
+        if ckpt and all(one in known for one in found.meta["checksums"].values()):
+            found.meta["checksums"] = sums  # some of those whom it was trained on
+        return found
+    subject = data.Subject(folders[0])
+    if ckpt is None or subject.meta["checksums"] == sums:
+        subject.split_by_names(settings)
+    return subject
