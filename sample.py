@@ -274,7 +274,7 @@ def observed_latents(sampler, timeline):
 
 
 def draw_split(sampler, timeline, split):
-    """Draw the frames of a split. Yields, for each block of frames, their places [K] and {method:
+    """Draw the frames of a split. Yields, for some frames at a time, their places [K] and {method:
     latents [S,K,d]}: NeuroFrames, and on the test runs the controls that need its latents.
 
     (a.upsample is 1 but in beyond/between_frames: so many points per frame, the first of which is
@@ -304,14 +304,14 @@ def draw_split(sampler, timeline, split):
         if split == "test" and getattr(sampler, "linear", None) is not None:
             z["linear_gaussian"] = sampler.conditional(group, y, pattern, h)
 
-        # Block by block, from here on in the first process only.
+        # So many frames at a time that decoding them pays, and memory is small. From here on in the
+        # first process only.
         begin = group[0][0]
-        end = group[-1][1]
-        for places in timeline.blocks if RANK == 0 else []:
-            if begin <= places[0] < end:  # a block of this group
-                first = places[0] - begin
-                after = places[-1] + 1 - begin
-                points = slice(first * a.upsample, after * a.upsample)
+        for low, high in group if RANK == 0 else []:
+            for first in range(low, high, 64):
+                places = np.arange(first, min(first + 64, high))
+                start = (first - begin) * a.upsample
+                points = slice(start, start + len(places) * a.upsample)
                 yield places, {method: latents[:, points] for method, latents in z.items()}
 
 
@@ -319,7 +319,7 @@ def draw_split(sampler, timeline, split):
 
 
 def reconstruct(sampler, timeline, split):
-    """Yields, for each block of frames of a split, their places [K], the truth x [K,V], mask bool
+    """Yields, for some frames of a split at a time, their places [K], the truth x [K,V], mask bool
     [K,V], what of it was observed, and {method: [mean of the samples [K,V]]}; for NeuroFrames
     itself then follow their standard deviation and the first sample, [K,V] each."""
     study = sampler.study
@@ -454,7 +454,7 @@ def main(argv=None, on_guess=lambda method, places, x_hat: None):
     began = time.time()
     where = device.pick_device(a.device)
     mode = "interrecon" if a.interrecon else "direct"
-    out = os.path.join(a.out or os.path.dirname(a.ckpt) or ".", mode)
+    out = os.path.join(a.out or os.path.dirname(a.ckpt), mode)
     with memory.advice(where, a, "batch_size", "samples"), files.whole(out) as folder:
         summary = run(a, where, folder, on_guess)
     if summary and table:  # of the first process, once the result is in its place

@@ -66,30 +66,44 @@ def choose(a, subject, frames, sizes):
 
     why = "windows vary in length" if many else "the EEG encoder is held back"
     C = subject.eeg.shape[1]
-    ours = (1 + a.again * (a.again > 1)) * minutes(a, a.width, a.depth, a.steps, C)
-    paper = minutes(a, 1024, 6, 200 * frames // 320, C)
+    stages = plan(a, subject, frames)
+    ours = sum(stages.values())
+    if a.again > 1:
+        stages["the same on all runs"] = a.again * ours
+    said = ", ".join(f"{stage} {minutes:.1f}" for stage, minutes in stages.items())
     say(
         f"auto: {frames:,} training frames (many: {ENOUGH:,}), so {why}; {C} channels; EEG of "
         f"{a.context} frames ({a.context * subject.tr:.1f} s) around windows. Closed form, stacked "
-        f"with a network of width {a.width}, depth {a.depth}, {a.steps:,} steps: about {ours:.0f} "
-        f"minutes here (--steps 0, the closed form alone: one or two; the paper's sizes: "
-        f"{paper:,.0f})"
+        f"with a network of width {a.width}, depth {a.depth}, {a.steps:,} steps\n"
+        f"plan, in minutes, about: {said}; together {sum(stages.values()):.0f} "
+        "(--steps 0: without the network)"
     )
 
 
-def minutes(a, width, depth, steps, channels):
-    """What training takes, about: 40 ms a step, and twice what its products of matrices would at
-    the speed of one here. (Forward and backward are six operations a weight and token.)"""
+def plan(a, subject, frames):
+    """Minutes that each stage of training takes, about: reading twice at 0.5 GB/s, products of
+    matrices at half the speed of one here, and 40 ms a step."""
     best = "cuda" if torch.cuda.is_available() else "cpu"
     x = torch.randn(2048, 2048, device=a.device or best)
     began = time.time()
     float((x @ x).sum())
-    speed = 2 * 2048**3 / (time.time() - began)  # operations a second
+    speed = 2048**3 / (time.time() - began) / 2  # multiplications, each with an addition, a second
 
-    frames = a.batch_size * a.frames
-    network = 6 * 16 * width**2 * depth * frames
-    encoder = 24 * 64 * channels * 180 * (frames + 2 * a.context * a.batch_size)
-    return steps * (0.04 + 2 * (network + encoder) / speed) / 60
+    (T, V), C = subject.fmri.shape, subject.eeg.shape[1]
+    some = min(frames, 8192)  # of which the autoencoder is found
+    latents = V * (some**2 / 2 + (some + T) * a.latent_dim)
+    read = (subject.fmri.nbytes + subject.eeg.nbytes) / 0.25e9
+    features = min(2560, 120 * C)  # of the closed form
+    ridge = 6 * features**2 * (frames + 10 * features)  # and eigenvectors, of five folds and of all
+    batch = a.batch_size * a.frames
+    # Forward and backward are three multiplications a weight and token.
+    network = 48 * a.width**2 * a.depth * batch
+    encoder = 12 * 64 * C * 180 * (batch + 2 * a.context * a.batch_size)
+    return {
+        "reading and latents": (read + latents / speed) / 60,
+        "closed form": (5e-5 * C * frames + ridge / speed) / 60,
+        "network": a.steps * (0.04 + (network + encoder) / speed) / 60,
+    }
 
 
 def passes(a):

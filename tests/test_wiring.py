@@ -689,7 +689,9 @@ def test_mean_spread_and_first_sample(ckpts, tmp_path, monkeypatch, samples):
     if samples == 1:
         assert "std" not in run.arrays and np.array_equal(run.neuroframes, run.neuroframes_1)
         return
-    blocks = [x.numpy().reshape(samples, -1, 64) for z, x in found if len(z) == samples]
+    # Block by block the means of all methods are decoded, and then NeuroFrames' samples.
+    assert {len(z) for z, _ in found[1::2]} == {samples}
+    blocks = [x.numpy().reshape(samples, -1, 64) for _, x in found[1::2]]
     frames = np.concatenate(blocks, 1)[:, :80]
     np.testing.assert_allclose(run.neuroframes, frames.mean(0), atol=1e-5)
     np.testing.assert_allclose(run.neuroframes_1, frames[0], atol=1e-5)
