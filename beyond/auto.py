@@ -18,6 +18,8 @@ import time
 
 import torch
 
+import people
+
 from .network import say
 
 TINY = {  # --preset tiny, and what the default begins with
@@ -57,6 +59,8 @@ def choose(a, subject, frames, sizes):
     recipe["context"] = max(1, round(AROUND / subject.tr))
     recipe["width"] = 128 if frames < WIDE else 256
     for name, value in recipe.items():
+        if a.adapt and name not in people.adapt.OWN:  # else the group's, which may be None
+            continue
         if getattr(a, name) is None:
             setattr(a, name, value)
     if a.steps is None:
@@ -65,6 +69,8 @@ def choose(a, subject, frames, sizes):
     a.again = sum(high - low for low, high in subject.segments("train", validation=False)) / frames
 
     why = "windows vary in length" if many else "the EEG encoder is held back"
+    if a.adapt:
+        why = f"the group's network is tuned, at --lr {a.lr:g}"
     C = subject.eeg.shape[1]
     stages = plan(a, subject, frames)
     ours = sum(stages.values())
@@ -109,6 +115,8 @@ def plan(a, subject, frames):
 def passes(a):
     """Settings to train with, one after the other: a; and if a run was left out to choose by, the
     same on all training runs, for as long as was best."""
+    if not a.resume:
+        people.adapt.settle(a)
     if a.steps == 0:
         a.no_validation = True
     yield a

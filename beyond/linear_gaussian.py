@@ -146,7 +146,8 @@ class LinearGaussian(nn.Module):
 
     @torch.no_grad()
     def fit(self, read, segments, z):
-        """To latents z [T,d] of training segments [low, high). Returns what was found, in words."""
+        """To latents z [T,d] of training segments [low, high). Returns what was found, in words.
+        Weights that are there already (people/adapt) stay; what they leave of z is fitted."""
         power = torch.cat([self.power(read, low, high) for low, high in segments])  # [T,F]
         every = torch.arange(len(power))
         first, last, fold = borders(segments)
@@ -157,7 +158,8 @@ class LinearGaussian(nn.Module):
         def error(x, late, width):
             self.chosen[1:] = torch.tensor([late, width])
             p = self.smooth(x, some, first[some], last[some])
-            missed = predictions(p, z[some], fold[some]) - z[some]  # [ratios,some,d]
+            rest = z[some] - p @ self.weight  # [some,d]
+            missed = predictions(p, rest, fold[some]) - rest  # [ratios,some,d]
             return missed.square().mean(1).amin(0).mean()
 
         logarithm = min((0, 1), key=lambda kind: error(self.standardise(power, kind), 5.0, 1.5))
@@ -168,15 +170,17 @@ class LinearGaussian(nn.Module):
 
         # All frames: the penalty of each latent, what predictions miss, and the weights.
         p = self.smooth(x, every, first, last)  # [T,F]
-        found = predictions(p, z, fold)  # [ratios,T,d]
-        best = torch.stack([(guess - z).square().mean(0) for guess in found]).argmin(0)  # [d]
-        guess = found[best, :, torch.arange(len(best))].T  # [T,d]
-        told = (z - guess).square().sum() < z.square().sum()  # or the mean frame says more
-        missed = z - told * guess
+        rest = z - p @ self.weight  # [T,d]; of a new network z
+        found = predictions(p, rest, fold)  # [ratios,T,d]
+        best = torch.stack([(guess - rest).square().mean(0) for guess in found]).argmin(0)  # [d]
+        missed = rest - found[best, :, torch.arange(len(best))].T  # [T,d]
+        told = missed.square().sum() < z.square().sum()  # or the mean frame says more
+        missed = torch.where(told, missed, z)
         self.residual.fit(missed.split([high - low for low, high in segments]))
-        left, scale, right = ridge(p - p.mean(0), z - z.mean(0))
+        left, scale, right = ridge(p - p.mean(0), rest - rest.mean(0))
         penalty = RATIOS[best] * p.var(0).sum()  # [d]
-        self.weight.copy_(told * left @ (right / (scale[:, None] + penalty)))
+        self.weight.add_(left @ (right / (scale[:, None] + penalty)))
+        self.weight.mul_(told)
         self.bias.copy_(z.mean(0) - p.mean(0) @ self.weight)
 
         return (

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+import people
 from neuroframes import EEGEncoder, NeuroFrames
 
 from . import (
@@ -38,7 +39,10 @@ def choose(a, subject, config):
         chapters["prior"] = True
     if a.closed_form:
         chapters["linear"] = linear_gaussian.settings(config, subject)
-    return Network if chapters else NeuroFrames, {**config, **chapters}
+    network = Network if chapters else NeuroFrames
+    if a.adapt:
+        network = functools.partial(people.adapt.begun, network, subject.group)
+    return network, {**config, **chapters}
 
 
 class Network(NeuroFrames):
@@ -95,8 +99,7 @@ def fit(a, model, autoencoder, normaliser, subject, batches):
         expected = torch.zeros(batches.frames, model.share.shape[1])
         for low, high in batches.splits["val"]:
             expected[low:high] = model.linear.expected(read, low, high).cpu()
-        if a.steps:
-            model.share.copy_(torch.tensor(a.share))
+        model.share.copy_(torch.tensor(a.share if a.steps else 1.0))
 
     def frames(rows):
         return torch.from_numpy(normaliser.zscore(subject.fmri[rows]))

@@ -1,6 +1,7 @@
 """What if there are several people? One subject of all, and whose data a model is used on.
 
 subject.py  people as one data.Subject
+adapt.py    the model of several, tuned to one more
 """
 
 import glob
@@ -8,9 +9,8 @@ import os
 
 from tools.errors import fail
 
-from .subject import People, add_flags
-
-__all__ = ["add_flags", "opened"]
+from . import adapt, subject
+from .subject import People
 
 
 def opened(data, folders, settings, ckpt):
@@ -23,7 +23,8 @@ def opened(data, folders, settings, ckpt):
            a person that it was not trained on are split as they are by themselves
     """
     trained_on = settings["data"] or []
-    group = isinstance(trained_on, list) and len(trained_on) > 1
+    adapted = settings.get("adapt")
+    group = isinstance(trained_on, list) and (len(trained_on) > 1 or adapted)
     folders = folders or (trained_on if group else [ckpt["subject"]])
     folders = [found for name in folders for found in sorted(glob.glob(name)) or [name]]
     if ckpt is None and trained_on:
@@ -39,8 +40,15 @@ def opened(data, folders, settings, ckpt):
             fail(f"--data: {error}", error)
         if ckpt and all(one in known for one in found.meta["checksums"].values()):
             found.meta["checksums"] = sums  # some of those whom it was trained on
+        if adapted and ckpt is None:
+            found.group = adapt.begin(data, found, settings)
         return found
-    subject = data.Subject(folders[0])
-    if ckpt is None or subject.meta["checksums"] == sums:
-        subject.split_by_names(settings)
-    return subject
+    one = data.Subject(folders[0])
+    if ckpt is None or one.meta["checksums"] == sums:
+        one.split_by_names(settings)
+    return one
+
+
+def add_flags(add):
+    for part in (subject, adapt):
+        part.add_flags(add)

@@ -27,6 +27,8 @@ import numpy as np
 
 from tools.ranks import say
 
+from . import adapt
+
 SAID = "delay", "delay_in_files", "eeg_alone"  # by subject.json
 
 
@@ -99,7 +101,7 @@ class People:
             person.stop = stop
             self.add(person)
             if known is None or person.meta["checksums"] in known:
-                person.split_by_names(settings)
+                self.divide(person)
             else:
                 say(
                     f"note: {person.folder} is new to the model: all its frames are the test, in "
@@ -133,6 +135,13 @@ class People:
         self.meta["first_volume"] += said["first_volume"]
         self.meta["source"] += [[person.folder]] * len(names)
         self.runs += [[person.start + low, person.start + high] for low, high in person.runs]
+
+    def divide(self, person):
+        """Say which of their frames are for what."""
+        if self.settings.get("adapt"):
+            person.meta["split"] = adapt.split(person, self.settings)
+        else:
+            person.split_by_names(self.settings)
 
     def when(self, frame):
         return self.data.Subject.when(self, frame)

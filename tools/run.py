@@ -95,9 +95,9 @@ class Run:
         return self.stack.__exit__(*error)
 
     def load(self):
-        keys = ["model", "averaged", "autoencoder.E", "optimizer", "settings.frames", "step"]
-        keys += ["losses", "checksums", "best.step", "best.val_loss"]
-        state = checkpoints.load(self.last, "cpu", *keys)
+        keys = "averaged", "autoencoder.E", "optimizer", "settings.frames", "checksums"
+        counted = "step", "losses", "best.step", "best.val_loss"
+        state = checkpoints.load(self.last, "cpu", "model", *keys, *counted)
         if state["best"]["step"] and not os.path.exists(self.best_path):
             fail(
                 f"{self.best_path}: is gone, and {self.last} does not hold its weights; put it "
@@ -109,6 +109,7 @@ class Run:
         """Fail if a run is resumed on other data than it began with."""
         about = {name: subject.meta[name] for name in ("checksums", "eeg")}
         self.about = {"settings": vars(self.a), **about}
+        self.group = getattr(subject, "group", {})
         if self.state and self.state["checksums"] != about["checksums"]:
             fail(
                 f"{subject.folder}: is not the data that {self.last} was trained on; start anew "
@@ -116,8 +117,9 @@ class Run:
             )
 
     def restored(self, name):
-        """A part of the state that is resumed, or None if training begins."""
-        return None if self.state is None else self.state[name]
+        """A part of the state that is resumed, or of the group's that the subject's person is to
+        be added to (people/adapt); or None."""
+        return (self.state or self.group).get(name)
 
     def begin(self, **parts):
         """What last.pt holds from now on, objects with a state_dict: as they were, if resumed."""
@@ -191,14 +193,14 @@ class Run:
         """Append a line to log.jsonl: the mean loss since the last one, the validation loss."""
         self.read_losses()
         loss = float(np.mean(self.losses))
-        seconds = round(time.time() - self.began, 2)
         record = {"step": self.step, "loss": loss, "val_loss": val_loss, "lr": lr}
+        record["seconds"] = round(time.time() - self.began, 2)
         self.losses = []
         shown = "none" if val_loss is None else f"{val_loss:.3f}"
         self.bar.set_postfix(loss=f"{loss:.3f}", val=shown)
         if RANK == 0:
             with files.writing(self.log_path), open(self.log_path, "a") as f:
-                f.write(json.dumps({**record, "seconds": seconds}) + "\n")
+                f.write(json.dumps(record) + "\n")
 
     def is_best(self, val_loss):
         """Is this validation loss the lowest so far? Without validation the last weights are."""
@@ -211,7 +213,7 @@ class Run:
     def keep(self, **content):
         """Write ckpt.pt: `content`, the settings, and what the data was."""
         if RANK == 0:
-            checkpoints.save(self.best_path, {**content, **self.about, **self.best})
+            checkpoints.save(self.best_path, content | self.about | self.best)
 
     def save(self):
         """Write last.pt."""
@@ -219,7 +221,7 @@ class Run:
         if RANK == 0:
             state = {name: value.state_dict() for name, value in self.parts.items()}
             state |= {"step": self.step, "best": self.best, "losses": self.losses}
-            checkpoints.save(self.last, {**state, **self.about})
+            checkpoints.save(self.last, state | self.about)
 
     def stop(self):
         self.bar.close()

@@ -1,0 +1,125 @@
+"""How does a model of several people become that of one more, of whom there are minutes?
+
+    python train.py --adapt 10 --ckpt group/ckpt.pt --data S9 --out s9
+
+Training begins with the group's averaged weights and goes on with the first minutes of that
+person, at a third of the learning rate. Latents are the group's. What is known in closed form is
+fitted to these minutes, and ridge regression to what the group's weights B leave of latents z:
+
+    B_new = B + argmin over A of |z - (B + A) p|^2 + penalty |A|^2
+
+so that where minutes tell little, what many people told stays. Of the minutes the last fifth is for
+validation; it chooses steps and shares, and is then trained on as well (--preset auto). All later
+frames are the test, but for those within GAP seconds of the last minute.
+
+Seam    the subject; and what training begins with
+Source  ours
+"""
+
+import os
+
+import numpy as np
+
+from tools import checkpoints
+from tools.checks import check_fits
+from tools.errors import fail
+from tools.ranks import say
+
+GAP = 16  # s that BOLD remembers: its dip after a response is at 15 s
+OWN = (  # what is not the group's: the person, and flags of training itself
+    *("adapt", "ckpt", "data", "out", "test", "val", "no_validation", "no_refit", "share", "again"),
+    *("steps", "epochs", "lr", "warmup", "ema", "batch_size", "weight_decay", "seed"),
+    *("device", "precision", "compile", "resume", "debug"),
+)
+
+
+def load(path):
+    """The group's checkpoint, on the CPU."""
+    keys = "config.samples", "model", "autoencoder.E", "normaliser.mean", "checksums"
+    return checkpoints.load(path, "cpu", *keys, "settings.data", "settings.steps")
+
+
+def settle(a):
+    """Make train.py's flags a the group's, where they are not of training itself."""
+    if a.adapt is None and a.ckpt is None:
+        return
+    if a.adapt is None or a.ckpt is None or len(a.data or []) != 1:
+        fail("--adapt: expected minutes, a model of several people, --ckpt, and --data of one more")
+    if not 0 < a.adapt < float("inf"):
+        fail(
+            f"--adapt {a.adapt:g}: expected minutes, more than 0; the model as it is: python "
+            f"sample.py --ckpt {a.ckpt} --data {a.data[0]}"
+        )
+    if a.test or a.val:
+        fail("--adapt: the first minutes are for training, all others the test; no --test, --val")
+    a.ckpt = os.path.abspath(a.ckpt)
+    group = load(a.ckpt)
+    settings = group["settings"]
+    if len(settings["data"] or []) < 2:
+        fail(f"--ckpt {a.ckpt}: was trained on one person; expected a model of several")
+    if settings["autoencoder"] == "joint":
+        fail(f"--ckpt {a.ckpt}: --autoencoder joint cannot be adapted; train one without it")
+    vars(a).update({name: value for name, value in settings.items() if name not in OWN})
+    a.lr = a.lr or settings["lr"] / 3
+    if settings["steps"] == 0 and a.steps is None:  # the group's network is as it was at birth
+        a.steps = 0
+    if a.closed_form:
+        a.share = group["model"]["share"].tolist()
+    say(f"all settings but those of training itself are those of {a.ckpt}")
+
+
+def split(person, settings):
+    """{"train", "val", "test"}: frames of a data.Subject, its first minutes and the others."""
+    parts = [person.segments(part) for part in ("train", "val", "test")]
+    frames = np.sort(np.concatenate([np.arange(*span) for spans in parts for span in spans]))
+    minutes = settings["adapt"]
+    count = round(60 * minutes / person.tr)
+    learned = frames[:count]
+    later = frames[count:]
+    fifth = len(learned) // 5
+    if fifth < settings["frames"]:
+        fail(
+            f"--adapt {minutes:g}: {len(learned)} frames of {person.folder}; a fifth of them, for "
+            f"validation, must hold a window of {settings['frames']} frames; give more minutes"
+        )
+
+    end = learned[-1]
+    border = next(stop for _, stop in person.runs if end < stop)
+    far = (later - end) * person.tr > GAP
+    found = {"train": learned[:-fifth], "val": learned[-fifth:]}
+    found["test"] = later[far | (later >= border)]  # (another run remembers nothing of this one)
+    return {name: rows.tolist() for name, rows in found.items()}
+
+
+def begin(data, subject, settings):
+    """The group's checkpoint, if it fits a People of one, and has not learned from this person."""
+    path = settings["ckpt"]
+    group = load(path)
+    (sums,) = subject.meta["checksums"].values()
+    check_fits(subject, group | {"checksums": subject.meta["checksums"]}, path)
+    if sums in group["checksums"].values():  # then the group's split says whether it has
+        known = group["checksums"].values()
+        before = type(subject)(data, [subject.folder], group["settings"], known)
+        if before.segments("train", False):
+            fail(
+                f"--data {subject.folder}: {path} was trained on this person; adapt it to somebody "
+                "new, or to one who was left out (--leave-out)"
+            )
+    return group
+
+
+def begun(network, group, **config):
+    """A network that begins with the group's weights."""
+    if config != group["config"]:
+        was = group["config"]
+        differ = [name for name in config if config[name] != was.get(name)]
+        found = ", ".join(f"{name} {config[name]}, not {was.get(name)}" for name in differ)
+        fail(f"--adapt: the person's network would have {found}; prepare TR and delay alike")
+    model = network(**config)
+    model.load_state_dict(group["model"])
+    return model
+
+
+def add_flags(add):
+    add("--adapt", type=float, metavar="MINUTES", help="of one more, whom --ckpt is tuned to")
+    add("--ckpt", help="with --adapt: checkpoint of several people, where training begins")
