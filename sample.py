@@ -33,7 +33,11 @@ Did the EEG help? Each score stands beside controls, on the same frames:
                    t - T/2 modulo T: of another run, where there are several. It is led astray
                    by it, and in direct reconstruction worse than the mean frame: to beat it
                    shows that the EEG is *used*, no more
+    other_eeg      of several people: the same, but with the EEG that another person had at this
+                   moment of the same run
     no_null_space  InterRecon without what was observed: what the EEG says by itself
+    same_moment    of several people: the mean of the others' training frames at this moment of the
+                   same run. It needs no EEG; see people/others.py
     linear         straight lines between observed frames
     gaussian       the expected frames given the observed ones, without EEG, if latents were a
                    Gaussian process with the covariance in time that training frames have (from
@@ -93,7 +97,12 @@ def parse(argv=None):
     add("--interrecon", action="store_true", help="complete what was not observed")
     add("--gap", type=int, help="every gap-th of --frames frames is observed (default: 2)")
     add("--anchors", help="observed ones of every --frames frames, in place of --gap, such as 0,9")
-    add("--no-null-space", action="store_true", help="no projection: what the EEG alone says")
+    add(
+        "--no-null-space",
+        dest="null_space",
+        action="store_false",
+        help="no projection: what the EEG alone says",
+    )
     add("--paper", action="store_true", help="Algorithm 1; its DDPM steps: --steps 1000 --eta 1")
     add("--frames", type=int, help="period of --gap, frames of a scored window (default: trained)")
     add("--samples", type=int, help="samples averaged (default: 8, in pairs; with --paper 1)")
@@ -143,12 +152,16 @@ class Study:
         self.subject = opened(data, beyond, a.data, self.settings, ckpt)
         check_fits(self.subject, ckpt, a.ckpt)
         validation = not self.settings["no_validation"]
-        self.splits = {s: self.subject.segments(s, validation) for s in ("train", "val", "test")}
+        self.splits = {
+            name: self.subject.segments(name, validation)
+            for name in ("train", "val", "test", "others")  # others: whose EEG is a control
+        }
         check_splits(self, a)
 
-    def frames(self, rows):
-        """Rows of fmri.npy in z-scores [k,V]."""
-        return torch.from_numpy(self.normaliser.zscore(self.subject.fmri[rows]))
+    def frames(self, rows, name="fmri"):
+        """Rows of fmri.npy, or of another array of frames, in z-scores [k,V]."""
+        array = getattr(self.subject, name)
+        return torch.from_numpy(self.normaliser.zscore(array[rows]))
 
     def read_eeg(self, rows):
         """[k,C,W] of rows of eeg.npy, scaled."""
@@ -176,8 +189,8 @@ def observed(a, study):
     if a.anchors:
         anchors = [int(k) for k in a.anchors.split(",")]
     if a.gap:
-        anchors = list(range(0, a.frames, a.gap))
-    period = a.frames if len(anchors) else 1
+        anchors = range(0, a.frames, a.gap)
+    period = a.frames if anchors else 1
     V = len(study.normaliser.valid)
     mask = np.zeros((period, V), bool)
     mask[np.isin(np.arange(period), anchors)] = True  # whole frames
@@ -199,6 +212,7 @@ class WindowsApart:
     """
 
     correction = 1  # of a standard deviation over samples: the usual n - 1
+    linear = None  # no closed form
 
     def __init__(self, a, study, seen):
         self.a, self.study, self.seen = a, study, seen
@@ -264,9 +278,10 @@ class WindowsApart:
 def observed_latents(sampler, timeline):
     """y [T,d]: what was observed, in latents; 0 where nothing was. No other frame of the truth
     reaches the sampler."""
-    y = torch.zeros(len(timeline.rows), sampler.study.autoencoder.latent_dim)
+    study = sampler.study
+    y = torch.zeros(len(timeline.rows), study.autoencoder.latent_dim)
     for places in timeline.blocks:
-        x = sampler.study.frames(timeline.rows[places]).to(sampler.study.device)  # [K,V]
+        x = study.frames(timeline.rows[places]).to(study.device)  # [K,V]
         pattern = timeline.pattern[places]  # [K]
         for p in set(pattern) - {-1}:
             y[places[pattern == p]] = sampler.latents(x[pattern == p], p).cpu()
@@ -285,14 +300,15 @@ def draw_split(sampler, timeline, split):
     h = sampler.encode_eeg(split)  # [T,d_e]
 
     # What is drawn, held to what, from which EEG.
-    projected = a.interrecon and not a.no_null_space
     nothing = np.full_like(pattern, -1)
-    held_to = pattern if projected else nothing
+    held_to = pattern if a.null_space else nothing
     wanted = {"neuroframes": (held_to, h)}
     if split == "test":
         wanted["shuffled_eeg"] = (held_to, h.roll(len(h) // 2, 0))
-    if split == "test" and projected:
-        wanted["no_null_space"] = (nothing, h)
+        if sampler.study.splits["others"]:
+            wanted["other_eeg"] = (held_to, sampler.encode_eeg("others"))
+        if a.null_space:
+            wanted["no_null_space"] = (nothing, h)
     for group in sampler.groups(timeline.stretches):
         z = {}
         state = sampler.generator.get_state()
@@ -301,7 +317,7 @@ def draw_split(sampler, timeline, split):
             z[method] = sampler.draw(method, group, y, *given)
         if split == "test" and a.interrecon and beyond:
             z["gaussian"] = sampler.conditional(group, y, pattern)
-        if split == "test" and getattr(sampler, "linear", None) is not None:
+        if split == "test" and sampler.linear:
             z["linear_gaussian"] = sampler.conditional(group, y, pattern, h)
 
         # So many frames at a time that decoding them pays, and memory is small. From here on in the
@@ -355,7 +371,7 @@ def put_back(drawn, x, mask, every):
 def cosine(u, v):
     """Over the last axis; 0 where u or v is 0."""
     norm = (vecdot(u, u) * vecdot(v, v)).sqrt()
-    return torch.where(norm > 0, vecdot(u, v) / norm.clamp(min=1e-30), torch.zeros_like(norm))
+    return torch.where(norm > 0, vecdot(u, v) / norm, 0.0)
 
 
 def without_mean(x):
@@ -376,8 +392,7 @@ def linear_interpolation(anchors, times, fetch):
 
     Column j of weight [K,anchors] interpolates what is 1 at anchor j and 0 at all others: its share
     in each frame. Anchors without a share are not read (fetch)."""
-    units = np.eye(len(anchors))
-    weight = np.stack([np.interp(times, anchors, unit) for unit in units], 1)
+    weight = np.stack([np.interp(times, anchors, unit) for unit in np.eye(len(anchors))], 1)
     used = weight.any(0)
     return torch.from_numpy(weight[:, used]).float() @ fetch(anchors[used])
 
@@ -393,9 +408,10 @@ def rivals(sampler, timeline, places, x):
         found["linear"] = linear_interpolation(
             anchors, places, lambda at: study.frames(timeline.rows[at])
         )
-    if study.subject.driven is not None:
-        driven = study.normaliser.zscore(study.subject.driven[timeline.rows[places]])
-        found["ceiling"] = torch.from_numpy(driven)
+    known = {"ceiling": "driven", "same_moment": "same_moment"}  # arrays of some subjects
+    for method, name in known.items():
+        if getattr(study.subject, name, None) is not None:
+            found[method] = study.frames(timeline.rows[places], name)
     return found
 
 
@@ -428,11 +444,12 @@ def run(a, where, folder, on_guess):
         mean, std, first = drawn["neuroframes"]
         if spread:
             spread.add(x, mask, mean, std)
-        if a.interrecon and not a.no_null_space:
-            before = (mean[:: a.upsample] - x)[mask]  # by how much what was observed is missed
+        if a.null_space:
+            of_frames = mean[:: a.upsample]  # a view
+            before = (of_frames - x)[mask]  # by how much what was observed is missed
             for method in ("neuroframes", "shuffled_eeg"):
                 put_back(drawn[method], x, mask, a.upsample)
-            after = (mean[:: a.upsample] - x)[mask]
+            after = (of_frames - x)[mask]
             results.add_residual(before, after)
         results.write(recon=mean, shuffled=drawn["shuffled_eeg"][0], truth=x, std=std)
 
@@ -453,8 +470,7 @@ def main(argv=None, on_guess=lambda method, places, x_hat: None):
     a = parse(argv)
     began = time.time()
     where = device.pick_device(a.device)
-    mode = "interrecon" if a.interrecon else "direct"
-    out = os.path.join(a.out or os.path.dirname(a.ckpt), mode)
+    out = os.path.join(a.out or os.path.dirname(a.ckpt), a.mode)
     with memory.advice(where, a, "batch_size", "samples"), files.whole(out) as folder:
         summary = run(a, where, folder, on_guess)
     if summary and table:  # of the first process, once the result is in its place

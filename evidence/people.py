@@ -23,6 +23,14 @@ SCORES = {  # of the whole brain: which method's, and which of its scores
     "r": ("neuroframes", 1),
     "mean_frame_mse": ("mean_frame", 0),
     "shuffled_eeg_mse": ("shuffled_eeg", 0),
+    "same_moment_mse": ("same_moment", 0),
+    "other_eeg_mse": ("other_eeg", 0),
+}
+THAN = {
+    "mean_frame_mse": "the mean frame",
+    "shuffled_eeg_mse": "with shuffled EEG",
+    "same_moment_mse": "the others at the same moment",
+    "other_eeg_mse": "with another person's EEG",
 }
 
 
@@ -51,24 +59,30 @@ def look(results, metrics):
 
     # Of the frames of each person that have something to score, the mean.
     scores = results.scores.frames
-    frames = np.ma.stack([scores[method][0, :, i] for method, i in SCORES.values()], 1)  # [T,4]
+    columns = {name: of for name, of in SCORES.items() if of[0] in scores}
+    frames = np.ma.stack([scores[method][0, :, i] for method, i in columns.values()], 1)  # [T,m]
     table = {}
     for person in subject.people:
         here = frames[(rows >= person.start) & (rows < person.stop)]
         if here.count():
             table[person.name] = here.mean(0)
-    values = np.array(list(table.values()))  # [n,4]
+    values = np.array(list(table.values()))  # [n,m]
     n = len(values)
     table["mean over people"] = values.mean(0)
     if n > 1:
         table["95% interval: +-"] = student(n - 1) * values.std(0, ddof=1) / math.sqrt(n)
 
-    found = metrics["people"] = {"scores": named(table.values(), table, SCORES)}
-    lines = ["", " " * 26 + "".join(f"{name:>18}" for name in SCORES)]
+    found = metrics["people"] = {"scores": named(table.values(), table, columns)}
+    widths = [max(8, len(name) + 2) for name in columns]
+    head = [f"{name:>{width}}" for name, width in zip(columns, widths)]
+    lines = ["", " " * 26 + "".join(head)]
     for name, row in table.items():
-        lines.append(f"{name:26}" + "".join(f"{x:18.3f}" for x in row))
-    for column, than in ((2, "the mean frame"), (3, "with shuffled EEG")):
-        better = (values[:, 0] < values[:, column]).tolist()
+        cells = [f"{x:{width}.3f}" for x, width in zip(row, widths)]
+        lines.append(f"{name:26}" + "".join(cells))
+    by_name = dict(zip(columns, values.T))  # [n] each
+    for name in [name for name in THAN if name in by_name]:
+        than = THAN[name]
+        better = (by_name["mse"] < by_name[name]).tolist()
         p = sign_test(better)
         found[f"better than {than}"] = {"people": sum(better), "of": n, "p": p}
         lines.append(f"less MSE than {than} in {sum(better)} of {n} people (sign test: p {p:.2g})")

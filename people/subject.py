@@ -28,6 +28,7 @@ import numpy as np
 from tools.ranks import say
 
 from . import adapt
+from .others import Others
 
 SAID = "delay", "delay_in_files", "eeg_alone"  # by subject.json
 
@@ -95,6 +96,7 @@ class People:
         self.meta |= {"checksums": {}, "names": [], "first_volume": [], "source": []}
         self.meta["units"] = ", in the person's own z-scores"
         self.runs = []
+        self.films = []  # the names of runs, without the person
         stop = 0
         for person in self.people:
             person.start, stop = stop, stop + len(person.fmri)
@@ -113,6 +115,8 @@ class People:
         self.own = functools.cache(self.measure)
         if known is None:
             data.Subject.split_by_names(self, settings)  # fails if a name is of nobody's run
+        self.others = Others(self)
+        self.same_moment = self.others if len(self.others.training) else None
 
     def add(self, person):
         """One more: ValueError if it does not go with the first; and what it says, in `meta`."""
@@ -132,6 +136,7 @@ class People:
         names = said.get("names") or [f"run-{i + 1}" for i in range(len(person.runs))]
         said["names"] = [f"{person.name}_{run}" for run in names]
         self.meta["names"] += said["names"]
+        self.films += names
         self.meta["first_volume"] += said["first_volume"]
         self.meta["source"] += [[person.folder]] * len(names)
         self.runs += [[person.start + low, person.start + high] for low, high in person.runs]
@@ -147,7 +152,10 @@ class People:
         return self.data.Subject.when(self, frame)
 
     def segments(self, split, validation=True):
-        """As of one: of each person as if alone."""
+        """As of one: of each person as if alone. "others": where sample.py finds, for each test
+        stretch, somebody else's EEG of the same moments."""
+        if split == "others":
+            return self.others.stretches()
         return [
             (person.start + low, person.start + high)
             for person in self.people

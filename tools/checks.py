@@ -120,6 +120,8 @@ def settle_sampling(a, beyond):
     if a.interrecon and not (a.gap or a.anchors or a.observe):
         a.gap = 2
     a.interrecon = bool(a.gap or a.anchors or a.observe)
+    a.mode = "interrecon" if a.interrecon else "direct"
+    a.null_space = a.interrecon and a.null_space
     a.upsample = a.upsample or 1
     a.samples = a.samples or (1 if a.paper else 8)
     if a.calibrate and a.samples < 2:

@@ -13,8 +13,10 @@ NAMES = {
     "neuroframes": "NeuroFrames, mean of {}",
     "neuroframes_1": "NeuroFrames, one sample",
     "shuffled_eeg": "  with shuffled EEG, mean of {}",
+    "other_eeg": "  with another person's, mean of {}",
     "no_null_space": "  without null space, mean of {}",
     "mean_frame": "mean training frame",
+    "same_moment": "others at the same moment",
     "linear": "linear interpolation",
     "gaussian": "Gaussian conditional",
     "linear_gaussian": "linear-Gaussian, with EEG",
@@ -147,14 +149,13 @@ class Results:
     def metrics(self, spread):
         """The content of metrics.json."""
         a = self.a
-        asked = "gap anchors observe projection steps eta samples seed window overlap upsample"
+        asked = (
+            "mode paper frames gap anchors observe projection steps eta samples seed window "
+            "overlap upsample null_space"
+        )
         scores = self.scores.summary()
         found = {
-            "mode": "interrecon" if a.interrecon else "direct",
-            "paper": a.paper,
-            "frames": a.frames,
             **{name: getattr(a, name) for name in asked.split()},
-            "null_space": a.interrecon and not a.no_null_space,
             "test_frames": len(self.timeline.rows),
             "scored_frames": int(self.scores.frames["neuroframes"][0, :, 0].count()),
             "scores": scores,
