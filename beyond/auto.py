@@ -87,7 +87,7 @@ def choose(a, subject, frames, sizes):
 
 
 def plan(a, subject, frames):
-    """Minutes that each stage of training takes, about: reading twice at 0.5 GB/s, products of
+    """Minutes that each stage of training takes, about: reading all twice at 0.5 GB/s, products of
     matrices at half the speed of one here, and 40 ms a step."""
     best = "cuda" if torch.cuda.is_available() else "cpu"
     x = torch.randn(2048, 2048, device=a.device or best)
@@ -95,10 +95,11 @@ def plan(a, subject, frames):
     float((x @ x).sum())
     speed = 2048**3 / (time.time() - began) / 2  # multiplications, each with an addition, a second
 
-    (T, V), C = subject.fmri.shape, subject.eeg.shape[1]
+    T, V = subject.fmri.shape
+    _, C, W = subject.eeg.shape
     some = min(frames, 8192)  # of which the autoencoder is found
     latents = V * (some**2 / 2 + (some + T) * a.latent_dim)
-    read = (subject.fmri.nbytes + subject.eeg.nbytes) / 0.25e9
+    read = 8 * T * (V + C * W) / 0.5e9
     features = min(2560, 120 * C)  # of the closed form
     ridge = 6 * features**2 * (frames + 10 * features)  # and eigenvectors, of five folds and of all
     batch = a.batch_size * a.frames
