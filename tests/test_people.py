@@ -316,6 +316,145 @@ def test_auto_trains_on_several(folders, tmp_path):
     assert len(read_json(tmp_path / "interrecon/metrics.json")["runs"]) == 2
 
 
+# ---- What the others tell --------------------------------------------------------------
+
+
+def guesses(*flags):
+    """{method: frames [T,V]} and metrics of sample.py."""
+    made = {}
+
+    def also(method, places, x_hat):
+        made.setdefault(method, []).append(np.asarray(x_hat))
+
+    sample.main(list(map(str, [*flags, *FAST])), also)
+    out = flags[flags.index("--out") + 1]
+    (mode,) = os.listdir(out)
+    made = {method: np.concatenate(blocks) for method, blocks in made.items()}
+    return made, read_json(out / mode / "metrics.json")
+
+
+def noisy(x):
+    return x.std() * np.random.default_rng(0).standard_normal(x.shape)
+
+
+def test_what_is_locked_to_the_film_is_known_from_the_others(folders, tmp_path):
+    """All have the same BOLD, in their own units, and EEG that tells nothing."""
+    viewers = []
+    for i in (1, 2, 3):
+        louder = changed(folders[0], tmp_path / f"bold/S{i}", lambda x, i=i: i * x + 7 * i, "fmri")
+        viewers.append(changed(louder, tmp_path / f"S{i}", noisy, "eeg", checksums={"fmri": i}))
+    learn(viewers, tmp_path / "out", "--leave-out", "S3", "--no-validation")
+    ckpt = "--ckpt", tmp_path / "out/ckpt.pt"
+    made, metrics = guesses(*ckpt, "--out", tmp_path / "all")
+    truth = np.load(tmp_path / "all/direct/truth.npy")
+    assert len(truth) == 160
+    np.testing.assert_allclose(made["same_moment"], truth, atol=1e-3)
+    assert metrics["scores"]["same_moment"]["whole"]["mse"]["mean"] < 1e-6
+    assert metrics["people"]["scores"]["S3"]["same_moment_mse"] < 1e-6
+    better = metrics["people"]["better than the others at the same moment"]
+    assert better == {"people": 0, "of": 1, "p": 1.0}
+    assert made["other_eeg"].shape == truth.shape
+
+    made, metrics = guesses(*ckpt, "--out", tmp_path / "alone", "--data", viewers[2])
+    assert not {"same_moment", "other_eeg"} & (made.keys() | metrics["scores"].keys())
+    assert metrics["people"]["scores"]["S3"].keys() == {
+        *("mse", "r", "mean_frame_mse", "shuffled_eeg_mse")
+    }
+
+
+def test_only_training_frames_of_others_at_the_same_moment(folders, tmp_path):
+    """run-2 of S1 and S2 is the test, of S3 is for training, of S4 for validation."""
+    flags = {"test": ["S1_run-2", "S2_run-2"], "val": ["S4_run-2"]}
+    people = opened(folders, **flags)
+    rows = np.arange(45, 52)  # of run-2 of S1
+    known = people.same_moment[rows]
+    np.testing.assert_allclose(known, people.fmri[2 * 160 + rows], atol=1e-6)
+
+    def run_2(x):
+        return np.concatenate([x[:40], noisy(x[40:80]), x[80:]])
+
+    for i in (1, 2, 4):
+        other = [*folders]
+        other[i - 1] = changed(folders[i - 1], tmp_path / f"a/S{i}", run_2, "fmri")
+        assert np.array_equal(known, opened(other, **flags).same_moment[rows])
+    third = changed(folders[2], tmp_path / "b/S3", run_2, "fmri")
+    after = opened([*folders[:2], third, folders[3]], **flags).same_moment[rows]
+    assert np.abs(known - after).max() > 0.1
+
+    both = opened(folders, test=["S1_run-2", "S2_run-2"])
+    mean = (both.fmri[2 * 160 + rows] + both.fmri[3 * 160 + rows]) / 2
+    np.testing.assert_allclose(both.same_moment[rows], mean, atol=1e-6)
+    assert opened(folders, test=["run-2"]).same_moment is None  # nobody trains on it
+    assert not hasattr(opened(folders[:1], test=["run-2"]), "same_moment")
+
+
+def test_a_moment_is_counted_from_the_start_of_the_run(folders, tmp_path):
+    first = data.Subject(folders[2]).meta["first_volume"]
+    later = changed(folders[2], tmp_path / "S3", None, first_volume=[x + 2 for x in first])
+    people = opened([folders[0], later], test=["S1_run-2"])
+    known = people.same_moment[np.arange(40, 80)]
+    assert not known[:2].any()  # S3 has EEG from two volumes later on
+    np.testing.assert_allclose(known[2:], people.fmri[160 + 40 : 160 + 78], atol=1e-6)
+    assert people.segments("others") == []
+    people = opened([folders[0], later], test=["S3_run-2"])
+    assert people.segments("others") == []  # S1's run ends earlier
+
+
+def test_the_next_person_with_as_many_frames_lends_the_eeg(folders, tmp_path):
+    def cut(name, stop):
+        runs = [[0, 40], [40, 80], [80, 120], [120, stop]]
+        at = tmp_path / f"{stop}/{name}"
+        return changed(folders[int(name[1]) - 1], at, None, runs=runs)
+
+    def others(*folders):
+        return [
+            (low // 160 + 1, low % 160, high - low)
+            for low, high in opened(folders).segments("others")
+        ]
+
+    assert others(*folders[:3]) == [(2, 120, 40), (3, 120, 40), (1, 120, 40)]
+    short = cut("S2", 150)
+    assert others(folders[0], short, folders[2]) == [(3, 120, 40), (3, 120, 30), (1, 120, 40)]
+    assert others(folders[0], short, cut("S3", 159)) == []  # nobody for S1's last frame
+
+
+@pytest.mark.parametrize("flags", [[], ["--interrecon"], ["--upsample", 2]])
+def test_other_eeg_is_that_of_the_next_person(folders, group, tmp_path, flags):
+    state = torch.load(group / "ckpt.pt", weights_only=True)
+    generator = torch.Generator().manual_seed(0)
+    for name, w in state["model"].items():  # as if trained: the EEG matters
+        if w.is_floating_point() and "running" not in name and "prior" not in name:
+            w += 0.15 * torch.randn(w.shape, generator=generator)
+    torch.save(state, tmp_path / "ckpt.pt")
+    ckpt = "--ckpt", tmp_path / "ckpt.pt", *flags
+    made, metrics = guesses(*ckpt, "--out", tmp_path / "before")
+    assert "same_moment" not in made  # run-4 is everyone's test
+    error = ((made["other_eeg"] - np.load(next(tmp_path.glob("before/*/truth.npy")))) ** 2).mean(1)
+    if not flags:
+        scores = metrics["people"]["scores"]
+        per_person = error.reshape(3, -1).mean(1)
+        found = [scores[f"S{i}"]["other_eeg_mse"] for i in (1, 2, 3)]
+        np.testing.assert_allclose(found, per_person, rtol=1e-4)
+        assert metrics["people"]["better than with another person's EEG"]["of"] == 3
+
+    # The EEG of run 4 of the next person, as loud as it is in this one.
+    people = opened(folders[:3])
+    swapped = []
+    for i, folder in enumerate(folders[:3]):
+        own, of_next = (people.own(people.people[k % 3]).eeg_scale for k in (i, i + 1))
+        lent = data.Subject(folders[(i + 1) % 3]).eeg[120:] * (own / of_next)[:, None]
+        sums = data.Subject(folder).meta["checksums"]
+
+        def change(eeg, lent=lent):
+            return np.concatenate([eeg[:120], lent])
+
+        swapped.append(changed(folder, tmp_path / f"S{i + 1}", change, "eeg", checksums=sums))
+    after, _ = guesses(*ckpt, "--out", tmp_path / "after", "--data", *swapped)
+    free = slice(1, None, 2 if "--interrecon" in flags else 1)  # what is not put back
+    np.testing.assert_allclose(after["neuroframes"][free], made["other_eeg"][free], atol=1e-4)
+    assert np.abs(made["neuroframes"] - made["other_eeg"]).max() > 1e-2
+
+
 # ---- What does not go together ---------------------------------------------------------
 
 
@@ -372,6 +511,7 @@ def test_one_person_is_as_before(folders, tmp_path):
     sample.main(["--ckpt", str(tmp_path / "out/ckpt.pt"), *FAST])
     metrics = read_json(tmp_path / "out/direct/metrics.json")
     assert "people" not in metrics and "name" not in metrics["runs"][0]
+    assert not {"same_moment", "other_eeg"} & metrics["scores"].keys()
 
 
 # ---- What is said of people ------------------------------------------------------------
