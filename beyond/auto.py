@@ -53,14 +53,12 @@ AROUND = 4.8  # s of EEG shown before and after the frames of a window
 def choose(a, subject, frames, sizes):
     """Fill in the flags of train.py that are not given; say what was chosen, and why. sizes: what
     the network is like where nothing speaks against it."""
-    many = frames >= ENOUGH
+    many = frames >= ENOUGH or a.adapt  # (of a group, which knows how it was trained)
     recipe = sizes | TINY | ({} if many else FEW)
     recipe["closed_form"] = True
     recipe["context"] = max(1, round(AROUND / subject.tr))
     recipe["width"] = 128 if frames < WIDE else 256
     for name, value in recipe.items():
-        if a.adapt and name not in people.adapt.OWN:  # else the group's, which may be None
-            continue
         if getattr(a, name) is None:
             setattr(a, name, value)
     if a.steps is None:

@@ -144,10 +144,19 @@ class LinearGaussian(nn.Module):
         self.std.copy_(x.std(0).clamp(min=1e-30))
         return self.standardised(power)
 
+    def hold(self, p, z):
+        """Of the weights that are there keep, latent by latent, what holds for z [T,d] at p [T,F].
+        Returns what they leave [T,d]: of a new network, whose weights are 0, all of z."""
+        m = p @ self.weight  # [T,d]
+        share = (m * z).sum(0) / m.square().sum(0).clamp(min=1e-30)  # [d]
+        self.weight.mul_(share.clamp(0, 1))
+        return z - p @ self.weight
+
     @torch.no_grad()
     def fit(self, read, segments, z):
         """To latents z [T,d] of training segments [low, high). Returns what was found, in words.
-        Weights that are there already (people/adapt) stay; what they leave of z is fitted."""
+        Weights that are there already (people/adapt) stay as far as they hold for these z, latent
+        by latent; what they leave is fitted."""
         power = torch.cat([self.power(read, low, high) for low, high in segments])  # [T,F]
         every = torch.arange(len(power))
         first, last, fold = borders(segments)
@@ -170,7 +179,7 @@ class LinearGaussian(nn.Module):
 
         # All frames: the penalty of each latent, what predictions miss, and the weights.
         p = self.smooth(x, every, first, last)  # [T,F]
-        rest = z - p @ self.weight  # [T,d]; of a new network z
+        rest = self.hold(p, z)  # [T,d]
         found = predictions(p, rest, fold)  # [ratios,T,d]
         best = torch.stack([(guess - rest).square().mean(0) for guess in found]).argmin(0)  # [d]
         missed = rest - found[best, :, torch.arange(len(best))].T  # [T,d]
@@ -180,7 +189,8 @@ class LinearGaussian(nn.Module):
         left, scale, right = ridge(p - p.mean(0), rest - rest.mean(0))
         penalty = RATIOS[best] * p.var(0).sum()  # [d]
         self.weight.add_(left @ (right / (scale[:, None] + penalty)))
-        self.weight.mul_(told)
+        if not told:
+            self.weight.zero_()
         self.bias.copy_(z.mean(0) - p.mean(0) @ self.weight)
 
         return (

@@ -4,13 +4,14 @@
 
 Training begins with the group's averaged weights and goes on with the first minutes of that
 person, at a third of the learning rate. Latents are the group's. What is known in closed form is
-fitted to these minutes, and ridge regression to what the group's weights B leave of latents z:
+fitted to these minutes; and ridge regression, latent by latent, to what the group's weights B leave
+of latents z:
 
-    B_new = B + argmin over A of |z - (B + A) p|^2 + penalty |A|^2
+    B_new = s B + argmin over A of |z - (s B + A) p|^2 + penalty |A|^2,      s = <z, B p> / |B p|^2
 
-so that where minutes tell little, what many people told stays. Of the minutes the last fifth is for
-validation; it chooses steps and shares, and is then trained on as well (--preset auto). All later
-frames are the test, but for those within GAP seconds of the last minute.
+with s in [0,1]: what many people told stays as far as it holds for this one. Of the minutes the
+last fifth is for validation; it chooses steps and shares, and is then trained on as well (--preset
+auto). All later frames are the test, but for those within GAP seconds of the last minute.
 
 Seam    the subject; and what training begins with
 Source  ours
@@ -21,11 +22,12 @@ import os
 import numpy as np
 
 from tools import checkpoints
-from tools.checks import check_fits
+from tools.checks import check_fits, fill
 from tools.errors import fail
 from tools.ranks import say
 
 GAP = 16  # s that BOLD remembers: its dip after a response is at 15 s
+TUNING = {"epochs": 160, "warmup": 50, "ema": 0.99}  # as beyond/auto has it where frames are few
 OWN = (  # what is not the group's: the person, and flags of training itself
     *("adapt", "ckpt", "data", "out", "test", "val", "no_validation", "no_refit", "share", "again"),
     *("steps", "epochs", "lr", "warmup", "ema", "batch_size", "weight_decay", "seed"),
@@ -60,7 +62,7 @@ def settle(a):
     if settings["autoencoder"] == "joint":
         fail(f"--ckpt {a.ckpt}: --autoencoder joint cannot be adapted; train one without it")
     vars(a).update({name: value for name, value in settings.items() if name not in OWN})
-    a.lr = a.lr or settings["lr"] / 3
+    fill(a, TUNING | {"lr": settings["lr"] / 3})
     if settings["steps"] == 0 and a.steps is None:  # the group's network is as it was at birth
         a.steps = 0
     if a.closed_form:

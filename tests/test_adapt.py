@@ -237,7 +237,7 @@ def test_auto_trains_again_on_all_of_the_minutes(folders, tmp_path):
     ckpt = adapted(out, folders[3], tmp_path / "s4", "--warmup", 1)
     settings = ckpt["settings"]
     assert settings["no_validation"] and settings["again"] == 1
-    assert settings["eeg_power"] == "both" and settings["epochs"] == beyond.auto.FEW["epochs"]
+    assert settings["eeg_power"] == "both" and settings["epochs"] == adapt.TUNING["epochs"]
     person = subjects.opened(data, beyond, None, settings, ckpt)
     assert person.segments("train", False) == [(0, 120), (120, 150)]
     alone = adapted(out, folders[3], tmp_path / "alone", "--steps", 0)
