@@ -3,6 +3,7 @@
     python train.py                          the synthetic subject, minutes on two CPU cores
     python train.py --data subjects/rest     a prepared subject (data.py)
     python train.py --data S1 S2 S3          several people (people/)
+    python train.py --adapt 10 --ckpt C --data S9    the model C of several, tuned to one more
     python train.py --preset paper           the paper's method
     python train.py --out OUT --resume       go on from OUT/last.pt as if nothing had happened
 

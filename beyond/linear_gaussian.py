@@ -184,7 +184,8 @@ class LinearGaussian(nn.Module):
         best = torch.stack([(guess - rest).square().mean(0) for guess in found]).argmin(0)  # [d]
         missed = rest - found[best, :, torch.arange(len(best))].T  # [T,d]
         told = missed.square().sum() < z.square().sum()  # or the mean frame says more
-        missed = torch.where(told, missed, z)
+        if not told:
+            missed = z
         self.residual.fit(missed.split([high - low for low, high in segments]))
         left, scale, right = ridge(p - p.mean(0), rest - rest.mean(0))
         penalty = RATIOS[best] * p.var(0).sum()  # [d]
