@@ -13,6 +13,7 @@ import between
 import decoder_frames
 import growth
 import numpy as np
+import pooling
 import pytest
 import stitching
 import subjects
@@ -575,3 +576,88 @@ def test_growth_trains_on_parts_of_one_subject(tmp_path, monkeypatch, in_process
     text = (tmp_path / "growth.md").read_text(encoding="utf-8")
     rows = [text.index(f"| {frames} | {width} | 1 |") for frames, width, _ in sizes]
     assert rows == sorted(rows) and f"| {best:.4f} |" in text
+
+
+# ---- Several people --------------------------------------------------------------------
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Runs of 24 s of 64 vertices and 4 channels: two to train on, or four; two for the test."""
+    sizes = {"SIDE": 8, "CHANNELS": 4, "RUN": 30, "TESTS": 2}
+    monkeypatch.setattr(pooling, "CONDITIONS", dict(pooling.CONDITIONS))
+    for name, value in sizes.items():
+        monkeypatch.setattr(pooling, name, value)
+    for name, condition in pooling.CONDITIONS.items():
+        minutes = {10: 0.8, 60: 1.6}[condition.minutes]
+        pooling.CONDITIONS[name] = condition._replace(minutes=minutes)
+
+
+def test_people_differ_and_their_test_frames_do_not(few, tmp_path, monkeypatch):
+    common = pooling.common_brain(0)
+    one = pooling.person(0, 1)
+    for number in (1, 2):
+        own = pooling.person(0, number).brain
+        shown = own.maps / common.maps  # [sources,V]: a factor for each source
+        assert np.allclose(shown, shown[:, :1]) and shown[:, 0].std() > 0.05
+        assert np.array_equal(own.frequency, common.frequency)
+        seen = [x.lead_field.ravel() for x in (own, common)]
+        assert 0.7 < np.corrcoef(seen)[0, 1] < 0.97  # 1 / sqrt(1 + 0.5^2) = 0.89
+
+    def made(name, minutes, **changed):
+        with monkeypatch.context() as patch:
+            patch.setattr(pooling, "person", lambda *_: one._replace(**changed))
+            pooling.make(0, 1, minutes, str(tmp_path / name))
+        return data.Subject(str(tmp_path / name))
+
+    less = made("less", 0.8, late=0.0)
+    more = made("more", 1.6, late=0.0)
+    assert less.segments("train") == [(0, 30), (30, 60)]
+    assert less.segments("test") == [(60, 90), (90, 120)]
+    assert more.segments("test") == [(120, 150), (150, 180)]
+    for name in ("fmri", "eeg", "driven"):
+        x, y = (getattr(subject, name) for subject in (less, more))
+        assert np.array_equal(x[60:], y[120:]) and np.array_equal(x[:60], y[:60])
+
+    # The same BOLD 0.2 s later is the same BOLD with the EEG of 0.2 s (20 samples) later.
+    late = made("late", 0.8, late=0.2)
+    assert np.array_equal(late.fmri, less.fmri)
+    first, second = (x.eeg[:30].swapaxes(0, 1).reshape(4, -1) for x in (less, late))
+    assert np.array_equal(first[:, 20:], second[:, :-20])
+
+
+def test_table_of_people(few, tmp_path, monkeypatch, in_process, capsys):
+    flags = "--out", tmp_path, "--people", 3, "--steps", 0, "--device", "cpu"
+    flags += "--only", "alone-10", "pooled-10", "left-out-60"
+    size = ["--train", " ".join([*SMALL, "--preset auto"]), "--sample", "--steps 2 --samples 2"]
+    command(monkeypatch, pooling, *flags, *size)
+    assert sorted(InProcess.calls) == ["sample.py"] * 7 + ["train.py"] * 7
+    command(monkeypatch, pooling, *flags, *size)
+    assert len(InProcess.calls) == 14
+    results = subjects.read_results(tmp_path)
+    models = [f"{name}/closed form/P{i}" for name in ("alone-10", "left-out-60") for i in (1, 2, 3)]
+    assert set(results) == {*models, "pooled-10/closed form/all"}
+
+    # As sample.py has scored them, where the frames are the same.
+    folder = tmp_path / "pooled-10/closed form/all/direct/direct"
+    rows = json.loads((folder / "metrics.json").read_text())["people"]["scores"]
+    for one, (mse, r, mean, _) in results["pooled-10/closed form/all"]["people"].items():
+        expected = [rows[one][name] for name in ("mse", "r", "mean_frame_mse")]
+        assert [mse, r, mean] == pytest.approx(expected, abs=1e-5)
+    folder = tmp_path / "alone-10/closed form/P2/direct/direct"
+    whole = subjects.whole_brain(json.loads((folder / "metrics.json").read_text()))
+    mse, r, mean, ceiling = results["alone-10/closed form/P2"]["people"]["P2"]
+    assert (mse, r) == pytest.approx(whole["neuroframes"], abs=1e-5)
+    assert [mean, ceiling] == pytest.approx([whole["mean_frame"][0], whole["ceiling"][0]], abs=1e-5)
+
+    # Who is left out is taught by nobody of that name, and scored on the test frames alone.
+    folder = tmp_path / "left-out-60/closed form/P1"
+    taught = torch.load(folder / "ckpt.pt", weights_only=True)["settings"]["data"]
+    assert [os.path.basename(name) for name in taught] == ["P2", "P3"]
+    out = folder / "direct/direct"
+    recon, truth = (np.load(out / f"{name}.npy") for name in ("recon", "truth"))
+    assert len(truth) == 180 and np.allclose(truth.std(0), 1, atol=1e-3)
+    found = results["left-out-60/closed form/P1"]["people"]["P1"]
+    assert found[0] == pytest.approx(((recon - truth)[120:] ** 2).mean(), abs=1e-5)
+    text = (tmp_path / "pooling.md").read_text(encoding="utf-8")
+    assert f"| {found[0]:.3f} ({found[2]:.3f}) |" in text and "of 3, p " in text

@@ -1,0 +1,319 @@
+"""What does it buy to learn from several people? Six synthetic ones, alone, pooled and left out.
+
+    python benchmarks/pooling.py --steps 0        the closed form alone
+    python benchmarks/pooling.py                  the default; the table then has both
+    python benchmarks/pooling.py --only alone-10 pooled-10 --people 3
+
+All have the same sources, on the same maps, in the same rhythms. Everyone has an own
+
+    lead field   the common one, and a deviation of DEVIATION times its size
+    BOLD         of each source more or less (log-normal factors), -0.5 to +0.5 s later, in own
+                 units, with more or less noise
+    EEG          of an own size at each electrode, with more or less noise
+
+and runs of 200 s to train on, and ten minutes more for the test, the same in all conditions:
+
+    alone-10, -60     trained on 10 or 60 minutes of that person
+    pooled-10, -60    on as many of each of all
+    left-out-60       on 60 minutes of each of the others. This person is then new: z-scores are by
+                      all own frames, which the mean frame knows as well
+
+Writes OUT/results.jsonl and OUT/pooling.md: MSE and r of the test frames, in each person's own
+z-scores, with the mean over people and its 95% interval; and in how many people the MSE is less
+than alone (left out: than the mean frame's), with a sign test. What is there already is not done
+again, and what was interrupted goes on.
+"""
+
+import functools
+import math
+import os
+import shlex
+import sys
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+import subjects
+from table import check_asked
+
+import data
+import sample
+from evidence.people import sign_test, student
+from recordings import prepared
+from tools import files
+from tools.errors import Parser, fail, script
+
+# ---- People ----------------------------------------------------------------------------
+
+SIDE, CHANNELS, SOURCES, BACKGROUND = 32, 16, 8, 24  # as data.synthetic has them
+RUN = 250  # frames of a run: 200 s. Ten minutes are three runs, so that one is for validation
+TESTS = 3  # runs
+FS, DELAY = 100, 4.0  # samples a second; s from EEG to the frame that it is paired with
+DEVIATION = 0.5  # of a person's lead field from the common one, over that one's size
+AMPLITUDES = 0.3  # deviation of the logs of how much of a source BOLD shows
+LATE = 0.5  # s, the most that someone's BOLD comes sooner or later
+NOISE = 0.3  # deviation of the logs of how much noise there is, in BOLD and in EEG
+
+
+def common_brain(seed):
+    """What all people share."""
+    rng = np.random.default_rng(seed)
+    sheet = np.stack(np.meshgrid(np.arange(SIDE), np.arange(SIDE)), -1).reshape(-1, 2)  # [V,2]
+    background_maps = data.smooth_maps(rng, BACKGROUND, sheet)  # [background,V]
+    return data.Brain(
+        maps=data.smooth_maps(rng, SOURCES, sheet),
+        background_maps=background_maps * 1.4 / np.sqrt(1 + np.arange(BACKGROUND))[:, None],
+        lead_field=rng.standard_normal((CHANNELS, SOURCES)) / math.sqrt(CHANNELS),
+        frequency=np.repeat(np.geomspace(5, 35, SOURCES // 2), 2),
+        baseline=rng.uniform(400, 1000, SIDE**2),
+    )
+
+
+class Person(NamedTuple):
+    brain: data.Brain
+    late: float  # s
+    size: np.ndarray  # [C,1] of the EEG
+
+
+def person(seed, number):
+    """One of them. As units are everyone's own, k times the noise is 1 / k of all else."""
+    common = common_brain(seed)
+    rng = np.random.default_rng([seed, number])
+    amplitudes = np.exp(AMPLITUDES * rng.standard_normal((SOURCES, 1)))
+    noise_bold, noise_eeg = np.exp(NOISE * rng.standard_normal(2))
+    own = rng.standard_normal((CHANNELS, SOURCES)) / math.sqrt(CHANNELS)
+    brain = common._replace(
+        maps=common.maps * amplitudes / noise_bold,
+        background_maps=common.background_maps / noise_bold,
+        lead_field=(common.lead_field + DEVIATION * own) / noise_eeg,
+        baseline=common.baseline * np.exp(rng.standard_normal(SIDE**2)),
+    )
+    size = np.exp(rng.standard_normal((CHANNELS, 1)))
+    return Person(brain, rng.uniform(-LATE, LATE), size)
+
+
+def make(seed, number, minutes, folder):
+    """The prepared subject of a person with so many minutes to train on, unless it is there. A run
+    is the same whatever others there are."""
+    if os.path.exists(folder):
+        return
+    brain, late, size = person(seed, number)
+    runs = round(minutes * 60 / (RUN * data.TR))
+    count = runs + TESTS
+    meta = {
+        "tr": data.TR,
+        "fs": FS,
+        "delay": DELAY,
+        "source": f"synthetic, person {number} of seed {seed}",
+        "first_volume": [0] * count,
+        "frames_per_run": [RUN] * count,
+        "split": {
+            "train": list(range(runs * RUN)),
+            "test": list(range(runs * RUN, count * RUN)),
+        },
+    }
+    # BOLD that comes late by so much is BOLD whose EEG is paired too early.
+    paired = DELAY - late
+    volumes = RUN + math.ceil((DELAY + LATE) / data.TR)
+    driven = []
+    with prepared.writing(folder, meta, SIDE**2, CHANNELS, round(data.TR * FS)) as out:
+        for name in [*range(TESTS, count), *range(TESTS)]:  # the test runs have the same names
+            rng = np.random.default_rng([seed, number, name])
+            run = data.synthetic_run(rng, brain, volumes, data.TR, FS, paired)
+            out.add(run["fmri"][-RUN:], size * run["eeg"][-RUN:])
+            driven.append(run["driven"][-RUN:])
+        files.save_array(out.path("driven.npy"), np.concatenate(driven, dtype=np.float32))
+
+
+# ---- Conditions ------------------------------------------------------------------------
+
+
+class Condition(NamedTuple):
+    """Who is learned from, and tested, by one model."""
+
+    minutes: int  # of each person who is learned from
+    teachers: str  # "own": a model a person; "all": one model; "others": a model a person
+
+    def models(self, people):
+        """{name of a model: (those that it is trained on, those that it is tested on)}"""
+        if self.teachers == "all":
+            return {"all": (people, people)}
+        if self.teachers == "own":
+            return {one: ([one], [one]) for one in people}
+        return {one: ([other for other in people if other != one], [one]) for one in people}
+
+
+CONDITIONS = {
+    "alone-10": Condition(10, "own"),
+    "pooled-10": Condition(10, "all"),
+    "left-out-60": Condition(60, "others"),
+    "alone-60": Condition(60, "own"),
+    "pooled-60": Condition(60, "all"),
+}
+
+
+def test_scores(folder, new, out, offset):
+    """[MSE, r, MSE of the mean frame, MSE of all that the EEG can tell] of a person's test frames,
+    of what sample.py has written to `out`, where the person's first frame has the row `offset`."""
+    subject = data.Subject(folder)
+    test = np.concatenate([np.arange(*span) for span in subject.segments("test")])
+    written = np.load(os.path.join(out, "frames.npy"))
+    places = np.flatnonzero(np.isin(written, offset + test))  # in the order of `test`
+    recon = np.load(os.path.join(out, "recon.npy"), mmap_mode="r")[places]  # [t,V]
+    truth = np.load(os.path.join(out, "truth.npy"), mmap_mode="r")[places]
+
+    units = subject.segments("train", False) + (subject.segments("test") if new else [])
+    driven = data.Normaliser.measure(subject, units).zscore(subject.driven[test])  # [t,V]
+    mse, r, _ = sample.frame_scores(*map(torch.from_numpy, (recon, truth))).mean(0).tolist()
+    return [mse, r, float((truth**2).mean()), float(((driven - truth) ** 2).mean())]
+
+
+def measure(a, scripts, name, condition, steps, model):
+    """The result of a model, as it stands in results.jsonl."""
+    teachers, tested = condition.models(names(a))[model]
+    place = os.path.join(a.out, f"{condition.minutes}-minutes")
+    for one in {*teachers, *tested}:
+        make(a.seed, int(one[1:]), condition.minutes, os.path.join(place, one))
+    given = ["--seed", a.seed, *(["--device", a.device] if a.device else [])]
+    how = [*given, *shlex.split(a.train), *([] if steps is None else ["--steps", steps])]
+    folder = os.path.join(a.out, name)
+    of_teachers = [os.path.join(place, one) for one in teachers]
+    train = subjects.trained(scripts, folder, "--data", *of_teachers, *how)
+    if train["status"]:
+        fail(f"{folder}/train.txt: train.py says: {train['said']}")
+
+    folders = [os.path.join(place, one) for one in tested]
+    flags = "--data", *folders, *given, *shlex.split(a.sample)
+    done, _ = subjects.sampled(scripts, folder, "direct", *flags)
+    if done["status"]:
+        fail(f"{folder}/direct/sample.txt: sample.py says: {done['said']}")
+    found = {}
+    offset = 0
+    for one in tested:  # sample.py has them in this order
+        out = os.path.join(folder, "direct", "direct")
+        found[one] = test_scores(os.path.join(place, one), one not in teachers, out, offset)
+        offset += len(data.Subject(os.path.join(place, one)).fmri)
+    return {"name": name, "people": found, "seconds": train["seconds"] + done["seconds"]}
+
+
+# ---- Tables ----------------------------------------------------------------------------
+
+
+def method(steps):
+    return {None: "default", 0: "closed form"}.get(steps, f"{steps} steps")
+
+
+def gathered(a, results):
+    """{(condition, method): {person: scores}} and their seconds, of those that are whole."""
+    found = {}
+    seconds = {}
+    for name, result in results.items():
+        condition, how, _ = name.split("/")
+        found.setdefault((condition, how), {}).update(result["people"])
+        seconds[condition, how] = seconds.get((condition, how), 0) + result["seconds"]
+    whole = {
+        key: dict(sorted(rows.items())) for key, rows in found.items() if len(rows) == a.people
+    }
+    return whole, seconds
+
+
+def interval(values):
+    """Mean over people +- 95%, in words."""
+    n = len(values)
+    width = student(n - 1) * np.std(values, ddof=1) / math.sqrt(n)
+    return f"{np.mean(values):.3f} +- {width:.3f}"
+
+
+HEADING = (
+    "| condition | method | MSE | r | mean frame | all that the EEG can tell | less MSE than alone "
+    "| than the mean frame | minutes |\n" + "|---" * 9 + "|"
+)
+
+
+def fewer(mse, than):
+    """In how many people it is less, and p of a sign test."""
+    better = (mse < than).tolist()
+    return f"{sum(better)} of {len(better)}, p {sign_test(better):.3f}"
+
+
+def row(condition, how, found, seconds):
+    """A line of the table of means."""
+    scores = np.array(list(found[condition, how].values()))  # [n,4]
+    alone = found.get((f"alone-{condition.split('-')[-1]}", how))
+    compared = ""
+    if alone and condition.startswith("pooled"):
+        compared = fewer(scores[:, 0], np.array(list(alone.values()))[:, 0])
+    cells = [condition, how, *map(interval, scores.T[:2])]
+    cells += [f"{x:.3f}" for x in scores.mean(0)[2:]]
+    cells += [compared, fewer(scores[:, 0], scores[:, 2]), f"{seconds[condition, how] / 60:.1f}"]
+    return "| " + " | ".join(cells) + " |"
+
+
+def tables(a, results):
+    """The lines of pooling.md: means over people, and then everyone."""
+    found, seconds = gathered(a, results)
+    keys = [key for c in CONDITIONS for key in sorted(found) if key[0] == c]
+    lines = [HEADING, *[row(*key, found, seconds) for key in keys], ""]
+    lines += ["MSE, and in brackets the mean frame's:", ""]
+    lines += ["| condition | method | " + " | ".join(names(a)) + " |"]
+    lines += ["|---" * (a.people + 2) + "|"]
+    for key in keys:
+        cells = [f"{mse:.3f} ({mean:.3f})" for mse, _, mean, _ in found[key].values()]
+        lines.append("| " + " | ".join([*key, *cells]) + " |")
+    return lines
+
+
+# ---- The run ---------------------------------------------------------------------------
+
+
+def names(a):
+    return [f"P{i + 1}" for i in range(a.people)]
+
+
+def line(result):
+    """What is printed of a model as it comes."""
+    cells = [f"{one} {mse:.3f}" for one, (mse, *_) in result["people"].items()]
+    return f"{result['name']}: MSE {', '.join(cells)}; {result['seconds']:.0f} s"
+
+
+def run(a):
+    """From flags to OUT/pooling.md."""
+    asked = ["--seed", str(a.seed), "--people", str(a.people)]
+    check_asked(a.out, [*asked, "--train", a.train, "--sample", a.sample], None)
+    scripts = subjects.Scripts()
+    there = subjects.read_results(a.out)
+    tasks = {}
+    for name in a.only or CONDITIONS:
+        condition = CONDITIONS[name]
+        for model in condition.models(names(a)):
+            key = f"{name}/{method(a.steps)}/{model}"
+            if key not in there:
+                tasks[key] = functools.partial(measure, a, scripts, key, condition, a.steps, model)
+    results = subjects.run_all(a, scripts, tasks, line)
+    lines = tables(a, results)
+    path = os.path.join(a.out, "pooling.md")
+    files.replace(path, lambda f: f.write(("\n".join(lines) + "\n").encode()))
+    print("\n".join(lines) + f"\nwrote {path}")
+
+
+@script
+def main(argv=None):
+    p = Parser(description="Several people alone, pooled and left out.")
+    add = p.add_argument
+    add("--out", default="out/pooling", help="folder for all that comes of it")
+    add("--only", nargs="+", choices=CONDITIONS, metavar="CONDITION", help="these conditions")
+    add("--people", type=int, default=6, help="how many, from 3 to 9 (default: 6)")
+    add("--steps", type=int, help="of training; 0: the closed form alone (default: as it chooses)")
+    add("--train", default="", help='more flags for train.py, such as "--width 64"')
+    subjects.add_flags(add)
+    a = p.parse_args(argv)
+    if not 3 <= a.people <= 9:  # of two, the other's model would be of one person, without z-scores
+        fail(f"--people {a.people}: expected 3 to 9")
+    with files.held(a.out):
+        run(a)
+
+
+if __name__ == "__main__":
+    main()
