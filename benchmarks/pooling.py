@@ -71,14 +71,9 @@ def common_brain(seed):
     )
 
 
-class Person(NamedTuple):
-    brain: data.Brain
-    late: float  # s
-    size: np.ndarray  # [C,1] of the EEG
-
-
 def person(seed, number):
-    """One of them. As units are everyone's own, k times the noise is 1 / k of all else."""
+    """One of them: (brain, s by which the BOLD is late, size [C,1] of the EEG). As units are
+    everyone's own, k times the noise is 1 / k of all else."""
     common = common_brain(seed)
     rng = np.random.default_rng([seed, number])
     amplitudes = np.exp(AMPLITUDES * rng.standard_normal((SOURCES, 1)))
@@ -91,17 +86,17 @@ def person(seed, number):
         baseline=common.baseline * np.exp(rng.standard_normal(SIDE**2)),
     )
     size = np.exp(rng.standard_normal((CHANNELS, 1)))
-    return Person(brain, rng.uniform(-LATE, LATE), size)
+    return brain, rng.uniform(-LATE, LATE), size
 
 
 def make(seed, number, minutes, folder):
-    """The prepared subject of a person with so many minutes to train on, unless it is there. A run
-    is the same whatever others there are."""
+    """The prepared subject of a person with so many minutes to train on, unless it is there."""
     if os.path.exists(folder):
         return
     brain, late, size = person(seed, number)
     runs = round(minutes * 60 / (RUN * data.TR))
     count = runs + TESTS
+    frames = list(range(count * RUN))
     meta = {
         "tr": data.TR,
         "fs": FS,
@@ -109,18 +104,15 @@ def make(seed, number, minutes, folder):
         "source": f"synthetic, person {number} of seed {seed}",
         "first_volume": [0] * count,
         "frames_per_run": [RUN] * count,
-        "split": {
-            "train": list(range(runs * RUN)),
-            "test": list(range(runs * RUN, count * RUN)),
-        },
+        "split": {"train": frames[: runs * RUN], "test": frames[runs * RUN :]},
     }
-    # BOLD that comes late by so much is BOLD whose EEG is paired too early.
+    # EEG of `late` seconds later, in the place of what belongs there, is BOLD that comes late.
     paired = DELAY - late
     volumes = RUN + math.ceil((DELAY + LATE) / data.TR)
     driven = []
     with prepared.writing(folder, meta, SIDE**2, CHANNELS, round(data.TR * FS)) as out:
-        for name in [*range(TESTS, count), *range(TESTS)]:  # the test runs have the same names
-            rng = np.random.default_rng([seed, number, name])
+        for i in [*range(TESTS, count), *range(TESTS)]:  # a run is the same however many there are
+            rng = np.random.default_rng([seed, number, i])
             run = data.synthetic_run(rng, brain, volumes, data.TR, FS, paired)
             out.add(run["fmri"][-RUN:], size * run["eeg"][-RUN:])
             driven.append(run["driven"][-RUN:])
@@ -131,13 +123,11 @@ def make(seed, number, minutes, folder):
 
 
 class Condition(NamedTuple):
-    """Who is learned from, and tested, by one model."""
-
     minutes: int  # of each person who is learned from
-    teachers: str  # "own": a model a person; "all": one model; "others": a model a person
+    teachers: str  # own: a model a person; all: one model; others: a model a person
 
     def models(self, people):
-        """{name of a model: (those that it is trained on, those that it is tested on)}"""
+        """{name of a model: (whom it is trained on, whom it is tested on)}"""
         if self.teachers == "all":
             return {"all": (people, people)}
         if self.teachers == "own":
@@ -170,53 +160,39 @@ def test_scores(folder, new, out, offset):
     return [mse, r, float((truth**2).mean()), float(((driven - truth) ** 2).mean())]
 
 
-def measure(a, scripts, name, condition, steps, model):
+def measure(a, scripts, name, minutes, teachers, tested):
     """The result of a model, as it stands in results.jsonl."""
-    teachers, tested = condition.models(names(a))[model]
-    place = os.path.join(a.out, f"{condition.minutes}-minutes")
-    for one in {*teachers, *tested}:
-        make(a.seed, int(one[1:]), condition.minutes, os.path.join(place, one))
+    folders = {one: os.path.join(a.out, f"{minutes}-minutes", one) for one in {*teachers, *tested}}
+    for one, folder in folders.items():
+        make(a.seed, int(one[1:]), minutes, folder)
     given = ["--seed", a.seed, *(["--device", a.device] if a.device else [])]
-    how = [*given, *shlex.split(a.train), *([] if steps is None else ["--steps", steps])]
-    folder = os.path.join(a.out, name)
-    of_teachers = [os.path.join(place, one) for one in teachers]
-    train = subjects.trained(scripts, folder, "--data", *of_teachers, *how)
+    how = [*given, *shlex.split(a.train), *([] if a.steps is None else ["--steps", a.steps])]
+    out = os.path.join(a.out, name)
+    train = subjects.trained(scripts, out, "--data", *[folders[one] for one in teachers], *how)
     if train["status"]:
-        fail(f"{folder}/train.txt: train.py says: {train['said']}")
+        fail(f"{out}/train.txt: train.py says: {train['said']}")
 
-    folders = [os.path.join(place, one) for one in tested]
-    flags = "--data", *folders, *given, *shlex.split(a.sample)
-    done, _ = subjects.sampled(scripts, folder, "direct", *flags)
+    flags = "--data", *[folders[one] for one in tested], *given, *shlex.split(a.sample)
+    done, _ = subjects.sampled(scripts, out, "direct", *flags)
     if done["status"]:
-        fail(f"{folder}/direct/sample.txt: sample.py says: {done['said']}")
+        fail(f"{out}/direct/sample.txt: sample.py says: {done['said']}")
     found = {}
     offset = 0
     for one in tested:  # sample.py has them in this order
-        out = os.path.join(folder, "direct", "direct")
-        found[one] = test_scores(os.path.join(place, one), one not in teachers, out, offset)
-        offset += len(data.Subject(os.path.join(place, one)).fmri)
+        written = os.path.join(out, "direct", "direct")
+        found[one] = test_scores(folders[one], one not in teachers, written, offset)
+        offset += len(data.Subject(folders[one]).fmri)
     return {"name": name, "people": found, "seconds": train["seconds"] + done["seconds"]}
 
 
 # ---- Tables ----------------------------------------------------------------------------
 
+CELLS = "condition", "method", "MSE", "r", "mean frame", "all that the EEG can tell"
+CELLS += "less MSE than alone", "than the mean frame", "minutes"
 
-def method(steps):
-    return {None: "default", 0: "closed form"}.get(steps, f"{steps} steps")
 
-
-def gathered(a, results):
-    """{(condition, method): {person: scores}} and their seconds, of those that are whole."""
-    found = {}
-    seconds = {}
-    for name, result in results.items():
-        condition, how, _ = name.split("/")
-        found.setdefault((condition, how), {}).update(result["people"])
-        seconds[condition, how] = seconds.get((condition, how), 0) + result["seconds"]
-    whole = {
-        key: dict(sorted(rows.items())) for key, rows in found.items() if len(rows) == a.people
-    }
-    return whole, seconds
+def as_line(cells):
+    return "| " + " | ".join(cells) + " |"
 
 
 def interval(values):
@@ -226,43 +202,36 @@ def interval(values):
     return f"{np.mean(values):.3f} +- {width:.3f}"
 
 
-HEADING = (
-    "| condition | method | MSE | r | mean frame | all that the EEG can tell | less MSE than alone "
-    "| than the mean frame | minutes |\n" + "|---" * 9 + "|"
-)
-
-
 def fewer(mse, than):
     """In how many people it is less, and p of a sign test."""
     better = (mse < than).tolist()
     return f"{sum(better)} of {len(better)}, p {sign_test(better):.3f}"
 
 
-def row(condition, how, found, seconds):
-    """A line of the table of means."""
-    scores = np.array(list(found[condition, how].values()))  # [n,4]
-    alone = found.get((f"alone-{condition.split('-')[-1]}", how))
-    compared = ""
-    if alone and condition.startswith("pooled"):
-        compared = fewer(scores[:, 0], np.array(list(alone.values()))[:, 0])
-    cells = [condition, how, *map(interval, scores.T[:2])]
-    cells += [f"{x:.3f}" for x in scores.mean(0)[2:]]
-    cells += [compared, fewer(scores[:, 0], scores[:, 2]), f"{seconds[condition, how] / 60:.1f}"]
-    return "| " + " | ".join(cells) + " |"
-
-
 def tables(a, results):
     """The lines of pooling.md: means over people, and then everyone."""
-    found, seconds = gathered(a, results)
-    keys = [key for c in CONDITIONS for key in sorted(found) if key[0] == c]
-    lines = [HEADING, *[row(*key, found, seconds) for key in keys], ""]
-    lines += ["MSE, and in brackets the mean frame's:", ""]
-    lines += ["| condition | method | " + " | ".join(names(a)) + " |"]
-    lines += ["|---" * (a.people + 2) + "|"]
-    for key in keys:
-        cells = [f"{mse:.3f} ({mean:.3f})" for mse, _, mean, _ in found[key].values()]
-        lines.append("| " + " | ".join([*key, *cells]) + " |")
-    return lines
+    found = {}  # {(condition, method): {person: scores}}
+    minutes = {}
+    for name, result in results.items():
+        key = tuple(name.split("/")[:2])
+        found.setdefault(key, {}).update(result["people"])
+        minutes[key] = minutes.get(key, 0) + result["seconds"] / 60
+    whole = {key: rows for key, rows in found.items() if len(rows) == a.people}
+
+    means = [as_line(CELLS), "|---" * len(CELLS) + "|"]
+    everyone = [as_line(["condition", "method", *names(a)]), "|---" * (a.people + 2) + "|"]
+    for key in sorted(whole, key=lambda key: (list(CONDITIONS).index(key[0]), key[1])):
+        condition, method = key
+        scores = np.array([whole[key][one] for one in names(a)])  # [n,4]
+        alone = whole.get((condition.replace("pooled", "alone"), method))
+        compared = ""
+        if alone and condition.startswith("pooled"):
+            compared = fewer(scores[:, 0], np.array([alone[one][0] for one in names(a)]))
+        cells = [*key, *map(interval, scores.T[:2]), *[f"{x:.3f}" for x in scores.mean(0)[2:]]]
+        cells += [compared, fewer(scores[:, 0], scores[:, 2]), f"{minutes[key]:.1f}"]
+        means.append(as_line(cells))
+        everyone.append(as_line([*key, *[f"{mse:.3f} ({mean:.3f})" for mse, _, mean, _ in scores]]))
+    return [*means, "", "MSE, and in brackets the mean frame's:", "", *everyone]
 
 
 # ---- The run ---------------------------------------------------------------------------
@@ -284,13 +253,14 @@ def run(a):
     check_asked(a.out, [*asked, "--train", a.train, "--sample", a.sample], None)
     scripts = subjects.Scripts()
     there = subjects.read_results(a.out)
+    method = {None: "default", 0: "closed form"}.get(a.steps, f"{a.steps} steps")
     tasks = {}
-    for name in a.only or CONDITIONS:
-        condition = CONDITIONS[name]
-        for model in condition.models(names(a)):
-            key = f"{name}/{method(a.steps)}/{model}"
-            if key not in there:
-                tasks[key] = functools.partial(measure, a, scripts, key, condition, a.steps, model)
+    for condition in a.only or CONDITIONS:
+        minutes = CONDITIONS[condition].minutes
+        for model, who in CONDITIONS[condition].models(names(a)).items():
+            name = f"{condition}/{method}/{model}"
+            if name not in there:
+                tasks[name] = functools.partial(measure, a, scripts, name, minutes, *who)
     results = subjects.run_all(a, scripts, tasks, line)
     lines = tables(a, results)
     path = os.path.join(a.out, "pooling.md")
