@@ -144,7 +144,7 @@ CONDITIONS = {
 }
 
 
-def test_scores(folder, new, out, offset):
+def scored(folder, new, out, offset):
     """[MSE, r, MSE of the mean frame, MSE of all that the EEG can tell] of a person's test frames,
     of what sample.py has written to `out`, where the person's first frame has the row `offset`."""
     subject = data.Subject(folder)
@@ -160,28 +160,31 @@ def test_scores(folder, new, out, offset):
     return [mse, r, float((truth**2).mean()), float(((driven - truth) ** 2).mean())]
 
 
+def place(a, minutes, one):
+    return os.path.join(a.out, f"{minutes}-minutes", one)
+
+
 def measure(a, scripts, name, minutes, teachers, tested):
     """The result of a model, as it stands in results.jsonl."""
-    folders = {one: os.path.join(a.out, f"{minutes}-minutes", one) for one in {*teachers, *tested}}
-    for one, folder in folders.items():
-        make(a.seed, int(one[1:]), minutes, folder)
     given = ["--seed", a.seed, *(["--device", a.device] if a.device else [])]
     how = [*given, *shlex.split(a.train), *([] if a.steps is None else ["--steps", a.steps])]
+    folders = [place(a, minutes, one) for one in teachers]
     out = os.path.join(a.out, name)
-    train = subjects.trained(scripts, out, "--data", *[folders[one] for one in teachers], *how)
+    train = subjects.trained(scripts, out, "--data", *folders, *how)
     if train["status"]:
         fail(f"{out}/train.txt: train.py says: {train['said']}")
 
-    flags = "--data", *[folders[one] for one in tested], *given, *shlex.split(a.sample)
+    folders = [place(a, minutes, one) for one in tested]
+    flags = "--data", *folders, *given, *shlex.split(a.sample)
     done, _ = subjects.sampled(scripts, out, "direct", *flags)
     if done["status"]:
         fail(f"{out}/direct/sample.txt: sample.py says: {done['said']}")
+    written = os.path.join(out, "direct", "direct")
     found = {}
     offset = 0
-    for one in tested:  # sample.py has them in this order
-        written = os.path.join(out, "direct", "direct")
-        found[one] = test_scores(folders[one], one not in teachers, written, offset)
-        offset += len(data.Subject(folders[one]).fmri)
+    for one, folder in zip(tested, folders):  # sample.py has them in this order
+        found[one] = scored(folder, one not in teachers, written, offset)
+        offset += len(data.Subject(folder).fmri)
     return {"name": name, "people": found, "seconds": train["seconds"] + done["seconds"]}
 
 
@@ -257,6 +260,8 @@ def run(a):
     tasks = {}
     for condition in a.only or CONDITIONS:
         minutes = CONDITIONS[condition].minutes
+        for number, one in enumerate(names(a), 1):
+            make(a.seed, number, minutes, place(a, minutes, one))
         for model, who in CONDITIONS[condition].models(names(a)).items():
             name = f"{condition}/{method}/{model}"
             if name not in there:
@@ -279,7 +284,7 @@ def main(argv=None):
     add("--train", default="", help='more flags for train.py, such as "--width 64"')
     subjects.add_flags(add)
     a = p.parse_args(argv)
-    if not 3 <= a.people <= 9:  # of two, the other's model would be of one person, without z-scores
+    if not 3 <= a.people <= 9:  # a model of one other would not be one of several people
         fail(f"--people {a.people}: expected 3 to 9")
     with files.held(a.out):
         run(a)
