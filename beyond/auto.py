@@ -97,7 +97,7 @@ def plan(a, subject, frames):
     _, C, W = subject.eeg.shape
     some = min(frames, 8192)  # of which the autoencoder is found
     latents = V * (some**2 / 2 + (some + T) * a.latent_dim)
-    read = 8 * T * (V + C * W) / 0.5e9
+    read = T * (V + C * W) / 6e7  # s: 8 bytes a value
     features = min(2560, 120 * C)  # of the closed form
     ridge = 6 * features**2 * (frames + 10 * features)  # and eigenvectors, of five folds and of all
     batch = a.batch_size * a.frames

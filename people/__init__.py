@@ -1,6 +1,7 @@
 """What if there are several people? One subject of all, and whose data a model is used on.
 
 subject.py  people as one data.Subject
+others.py   what the others tell of a moment: two controls
 adapt.py    the model of several, tuned to one more
 """
 
@@ -41,7 +42,7 @@ def opened(data, folders, settings, ckpt):
         if ckpt and all(one in known for one in found.meta["checksums"].values()):
             found.meta["checksums"] = sums  # some of those whom it was trained on
         if adapted and ckpt is None:
-            found.group = adapt.begin(data, found, settings)
+            found.group = adapt.begin(found, settings)
         return found
     one = data.Subject(folders[0])
     if ckpt is None or one.meta["checksums"] == sums:

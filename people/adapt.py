@@ -29,7 +29,19 @@ from tools.ranks import say
 GAP = 16  # s that BOLD remembers: its dip after a response is at 15 s
 TUNING = {"epochs": 160, "warmup": 50, "ema": 0.99}  # as beyond/auto has it where frames are few
 OWN = (  # what is not the group's: the person, and flags of training itself
-    *("adapt", "ckpt", "data", "out", "test", "val", "no_validation", "no_refit", "share", "again"),
+    *(
+        "adapt",
+        "ckpt",
+        "group",
+        "data",
+        "out",
+        "test",
+        "val",
+        "no_validation",
+        "no_refit",
+        "share",
+        "again",
+    ),
     *("steps", "epochs", "lr", "warmup", "ema", "batch_size", "weight_decay", "seed"),
     *("device", "precision", "compile", "resume", "debug"),
 )
@@ -65,48 +77,54 @@ def settle(a):
     fill(a, TUNING | {"lr": settings["lr"] / 3})
     if settings["steps"] == 0 and a.steps is None:  # the group's network is as it was at birth
         a.steps = 0
+    a.group = {name: settings[name] for name in ("test", "val")}
+    a.group["checksums"] = list(group["checksums"].values())
     if a.closed_form:
         a.share = group["model"]["share"].tolist()
     say(f"all settings but those of training itself are those of {a.ckpt}")
 
 
+def rows(person, *parts):
+    """Frames of these parts of a data.Subject, validation's among those for training."""
+    spans = [span for part in parts for span in person.segments(part, False)]
+    return np.sort(np.concatenate([np.arange(*span) for span in spans] or [[]])).astype(int)
+
+
 def split(person, settings):
-    """{"train", "val", "test"}: frames of a data.Subject, its first minutes and the others."""
-    parts = [person.segments(part) for part in ("train", "val", "test")]
-    frames = np.sort(np.concatenate([np.arange(*span) for spans in parts for span in spans]))
+    """{"train", "val", "test"}: frames of a data.Subject. Of somebody new the first minutes, and
+    all others. Of somebody of the group the first minutes of what the group learned from; and the
+    group's test, for only these frames are unseen."""
+    group = settings["group"]
     minutes = settings["adapt"]
     count = round(60 * minutes / person.tr)
-    learned = frames[:count]
-    later = frames[count:]
+    learned = []
+    if person.meta["checksums"] in group["checksums"]:
+        person.split_by_names(group)
+        learned = rows(person, "train")[:count]
+        test = rows(person, "test")
+    if not len(learned):
+        frames = rows(person, "train", "test")
+        learned = frames[:count]
+        later = frames[count:]
+        end = learned[-1]
+        border = next(stop for _, stop in person.runs if end < stop)
+        far = (later - end) * person.tr > GAP
+        test = later[far | (later >= border)]  # (another run remembers nothing of this one)
     fifth = len(learned) // 5
     if fifth < settings["frames"]:
         fail(
             f"--adapt {minutes:g}: {len(learned)} frames of {person.folder}; a fifth of them, for "
             f"validation, must hold a window of {settings['frames']} frames; give more minutes"
         )
-
-    end = learned[-1]
-    border = next(stop for _, stop in person.runs if end < stop)
-    far = (later - end) * person.tr > GAP
-    found = {"train": learned[:-fifth], "val": learned[-fifth:]}
-    found["test"] = later[far | (later >= border)]  # (another run remembers nothing of this one)
-    return {name: rows.tolist() for name, rows in found.items()}
+    found = {"train": learned[:-fifth], "val": learned[-fifth:], "test": test}
+    return {part: frames.tolist() for part, frames in found.items()}
 
 
-def begin(data, subject, settings):
-    """The group's checkpoint, if it fits a People of one, and has not learned from this person."""
+def begin(subject, settings):
+    """The group's checkpoint, if it fits a People of one."""
     path = settings["ckpt"]
     group = load(path)
-    (sums,) = subject.meta["checksums"].values()
     check_fits(subject, group | {"checksums": subject.meta["checksums"]}, path)
-    if sums in group["checksums"].values():  # then the group's split says whether it has
-        known = group["checksums"].values()
-        before = type(subject)(data, [subject.folder], group["settings"], known)
-        if before.segments("train", False):
-            fail(
-                f"--data {subject.folder}: {path} was trained on this person; adapt it to somebody "
-                "new, or to one who was left out (--leave-out)"
-            )
     return group
 
 

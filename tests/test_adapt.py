@@ -82,7 +82,7 @@ def changed(folder, to, change=None, **said):
 
 def parts(folder, minutes):
     person = data.Subject(folder)
-    found = adapt.split(person, {"adapt": minutes, "frames": 6})
+    found = adapt.split(person, {"adapt": minutes, "frames": 6, "group": {"checksums": []}})
     return person, [np.array(found[name]) for name in ("train", "val", "test")]
 
 
@@ -287,11 +287,27 @@ def test_what_cannot_be_adapted(folders, group, s4, tmp_path, capsys):
     assert "8 frames" in line and "window of 6" in line
     line = refused(capsys, "--adapt", 2, "--ckpt", s4 / "ckpt.pt", *who)
     assert "one person" in line
-    line = refused(capsys, "--adapt", 2, *ckpt, *who, "--data", folders[0])
-    assert "trained on this person" in line and folders[0] in line
     slow = changed(folders[3], tmp_path / "S8", tr=1.6)
     assert "tr" in refused(capsys, "--adapt", 3, *ckpt, *who, "--data", slow)
     shutil.copytree(folders[3], tmp_path / "bare")
     (tmp_path / "bare/rois.npz").unlink()
     fewer = changed(tmp_path / "bare", tmp_path / "S9", lambda x: x[:, 1:])
     assert "vertices" in refused(capsys, "--adapt", 2, *ckpt, *who, "--data", fewer)
+
+
+def test_somebody_of_the_group_is_tested_on_what_nobody_has_seen(folders, group, tmp_path):
+    """The first minutes of what the group learned from; and of the rest only the group's test: with
+    --leave-out, nothing. (Else the last run.)"""
+    known = adapt.load(group / "ckpt.pt")["settings"]
+    settings = known | {"adapt": MINUTES, "ckpt": str(group / "ckpt.pt"), "data": folders[:1]}
+    settings |= {"test": None, "val": None}
+    sums = [data.Subject(folder).meta["checksums"] for folder in folders[:3]]
+    for test, expected in ((["S3"], []), (None, list(range(240, 360)))):
+        settings["group"] = {"test": test, "val": None, "checksums": sums}
+        person = subjects.opened(data, beyond, folders[:1], settings).people[0]
+        parts = person.meta["split"]
+        assert parts["train"] + parts["val"] == list(range(COUNT))
+        assert parts["test"] == expected
+    settings["group"]["checksums"] = sums[1:]  # somebody new: all that comes later, but for 16 s
+    parts = subjects.opened(data, beyond, folders[:1], settings).people[0].meta["split"]
+    assert parts["test"] == list(range(COUNT + 20, 360))
