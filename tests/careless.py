@@ -215,8 +215,8 @@ CHANGES = [
     (
         "the wrong correction of the deviation over samples",
         "sample.py",
-        "max(1, len(frames) - sampler.correction)",
-        "max(1, len(frames) - 1)",
+        "max(1, len(samples) - sampler.correction)",
+        "max(1, len(samples) - 1)",
     ),
     (
         "EEG not scaled when sampling",
