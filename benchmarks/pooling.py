@@ -15,6 +15,7 @@ and runs of 200 s to train on, and ten minutes more for the test, the same in al
 
     alone-10, -60     trained on 10 or 60 minutes of that person
     pooled-10, -60    on as many of each of all
+    adapted-10, -60   the pooled model, adapted to each by the same minutes (train.py --adapt)
     left-out-60       on 60 minutes of each of the others. This person is then new: z-scores are by
                       all own frames, which the mean frame knows as well
 
@@ -125,6 +126,7 @@ def make(seed, number, minutes, folder):
 class Condition(NamedTuple):
     minutes: int  # of each person who is learned from
     teachers: str  # own: a model a person; all: one model; others: a model a person
+    begins: str = ""  # the condition whose model is adapted
 
     def models(self, people):
         """{name of a model: (whom it is trained on, whom it is tested on)}"""
@@ -141,6 +143,8 @@ CONDITIONS = {
     "left-out-60": Condition(60, "others"),
     "alone-60": Condition(60, "own"),
     "pooled-60": Condition(60, "all"),
+    "adapted-10": Condition(10, "own", "pooled-10"),  # (of --jobs after those)
+    "adapted-60": Condition(60, "own", "pooled-60"),
 }
 
 
@@ -164,12 +168,15 @@ def place(a, minutes, one):
     return os.path.join(a.out, f"{minutes}-minutes", one)
 
 
-def measure(a, scripts, name, minutes, teachers, tested):
+def measure(a, scripts, name, minutes, teachers, tested, begins=""):
     """The result of a model, as it stands in results.jsonl."""
     given = ["--seed", a.seed, *(["--device", a.device] if a.device else [])]
     how = [*given, *shlex.split(a.train), *([] if a.steps is None else ["--steps", a.steps])]
     folders = [place(a, minutes, one) for one in teachers]
     out = os.path.join(a.out, name)
+    if begins:
+        method = name.split("/")[1]
+        how += ["--adapt", minutes, "--ckpt", os.path.join(a.out, begins, method, "all/ckpt.pt")]
     train = subjects.trained(scripts, out, "--data", *folders, *how)
     if train["status"]:
         fail(f"{out}/train.txt: train.py says: {train['said']}")
@@ -226,9 +233,10 @@ def tables(a, results):
     for key in sorted(whole, key=lambda key: (list(CONDITIONS).index(key[0]), key[1])):
         condition, method = key
         scores = np.array([whole[key][one] for one in names(a)])  # [n,4]
-        alone = whole.get((condition.replace("pooled", "alone"), method))
+        kind, _, minutes_each = condition.rpartition("-")
+        alone = whole.get((f"alone-{minutes_each}", method))
         compared = ""
-        if alone and condition.startswith("pooled"):
+        if alone and kind in ("pooled", "adapted"):
             compared = fewer(scores[:, 0], np.array([alone[one][0] for one in names(a)]))
         cells = [*key, *map(interval, scores.T[:2]), *[f"{x:.3f}" for x in scores.mean(0)[2:]]]
         cells += [compared, fewer(scores[:, 0], scores[:, 2]), f"{minutes[key]:.1f}"]
@@ -259,13 +267,13 @@ def run(a):
     method = {None: "default", 0: "closed form"}.get(a.steps, f"{a.steps} steps")
     tasks = {}
     for condition in a.only or CONDITIONS:
-        minutes = CONDITIONS[condition].minutes
+        minutes, _, begins = CONDITIONS[condition]
         for number, one in enumerate(names(a), 1):
             make(a.seed, number, minutes, place(a, minutes, one))
         for model, who in CONDITIONS[condition].models(names(a)).items():
             name = f"{condition}/{method}/{model}"
             if name not in there:
-                tasks[name] = functools.partial(measure, a, scripts, name, minutes, *who)
+                tasks[name] = functools.partial(measure, a, scripts, name, minutes, *who, begins)
     results = subjects.run_all(a, scripts, tasks, line)
     lines = tables(a, results)
     path = os.path.join(a.out, "pooling.md")

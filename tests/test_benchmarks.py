@@ -628,14 +628,15 @@ def test_people_differ_and_their_test_frames_do_not(few, tmp_path, monkeypatch):
 def test_table_of_people(few, tmp_path, monkeypatch, in_process, capsys):
     monkeypatch.setattr(sample, "spaces", None)  # pictures, which take longer than all else
     flags = "--out", tmp_path, "--people", 3, "--steps", 0, "--device", "cpu"
-    flags += "--only", "pooled-10", "left-out-60"
+    flags += "--only", "pooled-10", "left-out-60", "adapted-10"
     size = ["--train", " ".join([*SMALL, "--closed-form"]), "--sample", "--steps 2 --samples 2"]
     command(monkeypatch, pooling, *flags, *size)
-    assert sorted(InProcess.calls) == ["sample.py"] * 4 + ["train.py"] * 4
+    assert sorted(InProcess.calls) == ["sample.py"] * 7 + ["train.py"] * 7
     command(monkeypatch, pooling, *flags, *size)
-    assert len(InProcess.calls) == 8
+    assert len(InProcess.calls) == 14
     results = subjects.read_results(tmp_path)
-    models = [f"left-out-60/closed form/P{i}" for i in (1, 2, 3)]
+    conditions = "left-out-60", "adapted-10"
+    models = [f"{name}/closed form/P{i}" for name in conditions for i in (1, 2, 3)]
     assert set(results) == {*models, "pooled-10/closed form/all"}
 
     # As sample.py has scored them; and the sources' part, in units of the frames to train on.
@@ -658,5 +659,11 @@ def test_table_of_people(few, tmp_path, monkeypatch, in_process, capsys):
     assert len(truth) == 180 and np.allclose(truth.std(0), 1, atol=1e-3)
     found = results["left-out-60/closed form/P1"]["people"]["P1"]
     assert found[0] == pytest.approx(((recon - truth)[120:] ** 2).mean(), abs=1e-5)
+
+    # Who is adapted to begins with the model of all, and is tested on what that was tested on.
+    folder = tmp_path / "adapted-10/closed form/P1"
+    settings = torch.load(folder / "ckpt.pt", weights_only=True)["settings"]
+    assert settings["ckpt"] == str(tmp_path / "pooled-10/closed form/all/ckpt.pt")
+    assert len(np.load(folder / "direct/direct/truth.npy")) == 60
     text = (tmp_path / "pooling.md").read_text(encoding="utf-8")
     assert f"| {found[0]:.3f} ({found[2]:.3f}) |" in text and "of 3, p " in text
