@@ -403,6 +403,7 @@ def test_auto_chooses_by_what_is_there_and_leaves_what_is_given(tiny):
 
         def __init__(self, tr, frames):
             self.tr, self.eeg = tr, np.zeros((4, 19, 100), np.float32)
+            self.fmri = np.zeros((4, 50), np.float32)
             self.found = [(0, frames)]
 
         def segments(self, split, validation=True):
