@@ -5,18 +5,20 @@ with 20 to 60 minutes each, as public sets have them. But everyone's BOLD has it
 everyone's EEG its own size. So People looks like one data.Subject, whose runs are those of all, one
 person after the other; and what is read of its frames and EEG is in each person's own units:
 
-    (x - the person's mean) / the person's deviation,      EEG / the person's scale
+    (x - the person's mean) / the person's deviation,      C^-1/2 (EEG / the person's scale)
 
-by training frames of that person; of one who has none, by all frames. Nothing else knows that there
-are several: what is measured of such frames is a mean of about 0, a deviation and a scale of 1.
+by training frames of that person; of one who has none, by all frames. C is the covariance of that
+person's scaled EEG between channels: with C^-1/2 channels are uncorrelated in everyone (Euclidean
+alignment), which takes out a part of what caps, skulls and folds of the cortex differ in. Nothing
+else knows that there are several: what is measured of such frames is a mean of about 0, a deviation
+of 1.
 
     train.py --leave-out S3   all frames of S3 are the test, and of the others none
     sample.py --data S9       of a person whom the model has not seen, all frames are the test
 
 Seam    the subject
-Source  ours
-Gain    one synthetic brain dealt to four people, two training runs each: MSE of one of them 0.683
-        (alone) -> 0.506 (with the others); all frames of one who is left out: 1.000 -> 0.557
+Source  alignment: He and Wu 2020; the rest is ours
+Gain    XXX
 """
 
 import functools
@@ -67,7 +69,10 @@ class Rows:
             if here.any():
                 own = self.group.own(person)
                 x = getattr(person, self.name)[rows[here] - person.start, columns]
-                found[here] = own.eeg(x) if self.name == "eeg" else own.zscore(x, columns)
+                if self.name == "eeg":
+                    found[here] = self.group.align(person) @ own.eeg(x)  # [...,C,W]
+                else:
+                    found[here] = own.zscore(x, columns)  # [...,V]
         return found
 
 
@@ -113,6 +118,7 @@ class People:
         self.fmri = Rows(self, "fmri")
         self.eeg = Rows(self, "eeg")
         self.own = functools.cache(self.measure)
+        self.align = functools.cache(self.alignment)
         if known is None:
             data.Subject.split_by_names(self, settings)  # fails if a name is of nobody's run
         self.others = Others(self)
@@ -162,12 +168,26 @@ class People:
             for low, high in person.segments(split, validation)
         ]
 
-    def measure(self, person):
-        """Their data.Normaliser, by training frames; if there are none, by all."""
-        measure = self.data.Normaliser.measure
+    def known(self, person):
+        """Stretches by which they are measured: for training; if there are none, all."""
         training = person.segments("train", not self.settings["no_validation"])
-        segments = training or person.segments("train", False) + person.segments("test")
-        how = segments, self.settings["preset"] != "paper"
+        return training or person.segments("train", False) + person.segments("test")
+
+    def alignment(self, person):
+        """C^-1/2 [C,C]. Directions with less than a thousandth of the strongest one's power, which
+        a reference or cleaning has emptied, are not made as strong as the others."""
+        rows = np.concatenate([np.arange(*span) for span in self.known(person)])
+        some = rows[:: 1 + len(rows) // 500]
+        x = self.own(person).eeg(person.eeg[some])  # [t,C,W]
+        covariance = np.einsum("tcw,tdw->cd", x, x, dtype=np.float64) / x[:, 0].size
+        power, axes = np.linalg.eigh(covariance)  # [C], [C,C]
+        whitening = axes / np.sqrt(power.clip(1e-3 * power[-1])) @ axes.T
+        return whitening.astype(np.float32)
+
+    def measure(self, person):
+        """Their data.Normaliser."""
+        measure = self.data.Normaliser.measure
+        how = self.known(person), self.settings["preset"] != "paper"
         if person.meta.get("eeg_alone"):  # its frames are 0, and stay so
             some = types.SimpleNamespace(fmri=person.eeg[:, :, 0], eeg=person.eeg)
             return self.data.Normaliser([0], [1], measure(some, *how).eeg_scale)

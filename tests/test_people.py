@@ -70,6 +70,13 @@ def same(a, b):
 # ---- As one subject --------------------------------------------------------------------
 
 
+def whitened(u, known):
+    """EEG u [t,C,W], uncorrelated and of variance 1 in what is known of it."""
+    x = known.swapaxes(0, 1).reshape(known.shape[1], -1).astype(np.float64)  # [C,t W]
+    axes, power, _ = np.linalg.svd(x @ x.T / x.shape[1])
+    return (axes / power**0.5) @ axes.T @ u
+
+
 def test_views_are_each_persons_own_units(folders):
     people = opened(folders[:3])
     frames = []
@@ -80,7 +87,8 @@ def test_views_are_each_persons_own_units(folders):
         x = one.fmri.astype(np.float64)
         frames.append((x - x[training].mean(0)) / x[training].std(0))
         scale = np.median(np.abs(one.eeg[training]).max(2), 0)  # [C]
-        eeg.append((one.eeg / scale[:, None]).clip(-5, 5))
+        u = (one.eeg / scale[:, None]).clip(-5, 5).astype(np.float64)
+        eeg.append(whitened(u, u[training]))
     T = len(one.fmri)
     rows = np.array([[0, T - 1, T], [2 * T + 3, T + 1, 5]])
     for view, whole in ((people.fmri, np.concatenate(frames)), (people.eeg, np.concatenate(eeg))):
@@ -171,7 +179,8 @@ def test_no_more_is_read_than_what_is_asked_for(folders, monkeypatch):
     read.clear()
     people.fmri[1]
     people.eeg[np.array([[2, 3], [4, 2]])]
-    assert read == [1, 4]
+    people.eeg[5]
+    assert read == [1, 4, 120, 1]  # the alignment of S1, by all its training frames, once
     people.fmri[[1, T - 1]]
     read.clear()
     people.fmri[[1, T - 1, 2]]
@@ -185,6 +194,17 @@ def test_regions_are_those_that_all_have(folders, tmp_path):
     assert opened([folders[0], own]).rois.keys() == {"patch"}
     np.savez(f"{own}/rois.npz", patch=~patch)
     assert opened([folders[0], own]).rois == {}
+
+
+def test_what_a_reference_has_emptied_stays_empty(folders, tmp_path):
+    """The average reference leaves one direction without power: it is not blown up."""
+    referenced = changed(folders[0], tmp_path / "S1", lambda x: x - x.mean(1, keepdims=True), "eeg")
+    people = opened([referenced, folders[1]])
+    eeg = people.eeg[:120]
+    assert np.isfinite(eeg).all()
+    covariance = np.einsum("tcw,tdw->cd", eeg, eeg) / eeg[:, 0].size
+    power = np.linalg.eigvalsh(covariance)
+    assert power[0] < 1e-3 and np.allclose(power[1:], 1, atol=0.3)
 
 
 # ---- Training and sampling -------------------------------------------------------------
@@ -204,7 +224,8 @@ def test_the_units_of_one_person_change_nothing(folders, group, tmp_path):
     assert np.array_equal(*found)
     assert np.abs(ckpt["normaliser"]["mean"]).max() < 0.1
     assert np.abs(ckpt["normaliser"]["std"] - 1).max() < 0.1
-    assert np.abs(ckpt["normaliser"]["eeg_scale"] - 1).max() < 0.1
+    scale = ckpt["normaliser"]["eeg_scale"]
+    assert scale.min() > 1 and scale.max() < 1.5 * scale.min()  # that of channels of variance 1
 
 
 def test_who_is_left_out_reaches_no_weight_and_the_others_do(folders, tmp_path):
@@ -441,8 +462,10 @@ def test_other_eeg_is_that_of_the_next_person(folders, group, tmp_path, flags):
     people = opened(folders[:3])
     swapped = []
     for i, folder in enumerate(folders[:3]):
-        own, of_next = (people.own(people.people[k % 3]).eeg_scale for k in (i, i + 1))
-        lent = data.Subject(folders[(i + 1) % 3]).eeg[120:] * (own / of_next)[:, None]
+        person, lender = (people.people[k % 3] for k in (i, i + 1))
+        lent = people.align(lender) @ people.own(lender).eeg(lender.eeg[120:])
+        lent = np.linalg.inv(people.align(person)) @ lent
+        lent = lent * people.own(person).eeg_scale[:, None]
         sums = data.Subject(folder).meta["checksums"]
 
         def change(eeg, lent=lent):
