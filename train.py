@@ -91,7 +91,7 @@ SIZES = {  # which of them is taken: see choose_sizes
 def parse(argv=None):
     p = Parser(description="Train. Sizes without a default follow the subject, see SIZES here.")
     add = p.add_argument
-    add("--data", nargs="+", type=named, help="prepared subject, or several people (default: one)")
+    add("--data", nargs="+", type=named, help="prepared subject, or people (default: synthetic)")
     add("--out", type=named, default="out", help="folder for checkpoints and log (default: out)")
     add("--preset", choices=["auto", "paper", "tiny"], default="auto", help="(default: auto)")
     add("--frames", type=int, default=10, help="frames a window, K; lower it if memory runs out")
