@@ -18,7 +18,8 @@ of 1.
 
 Seam    the subject
 Source  alignment: He and Wu 2020; the rest is ours
-Gain    XXX
+Gain    six synthetic people, ten minutes of each, the default: MSE 0.849 (alone) -> 0.787 (pooled);
+        left out, the closed form of the others: 1.060 (mean frame) -> 0.853
 """
 
 import functools
