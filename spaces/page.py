@@ -151,9 +151,10 @@ def r_over_time(r, axis):
     if voxels.any():
         volume = np.full(axis.volume_shape, -1.0)
         volume[tuple(axis.voxel[voxels].T)] = np.nan_to_num(r[0][voxels])
+        scale = {"vmin": 0, "vmax": max(0.1, volume.max())}  # also if no r is above 0
         for panel, direction in zip(axes[0, 1:], range(3)):
             seen = volume.max(direction).T
-            image = panel.imshow(np.where(seen > -1, seen, np.nan), origin="lower", vmin=0)
+            image = panel.imshow(np.where(seen > -1, seen, np.nan), origin="lower", **scale)
             panel.axis("off")
         figure.colorbar(image, ax=list(axes[0, 1:]), label="largest r")
     return figure
