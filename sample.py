@@ -129,7 +129,7 @@ def load(path, where):
     """(checkpoint dict, model, autoencoder, normaliser) of the file that train.py wrote."""
     kinds = beyond.kinds if beyond else lambda ckpt: (NeuroFrames, LinearAutoencoder)
     ckpt, model, autoencoder = checkpoints.rebuild(path, where, kinds)
-    # The same network, in bfloat16 where it was trained so.
+    # The same network, in bfloat16 where that is faster.
     model.dit.forward = device.autocast(where, model.dit.width)(model.dit.forward)
     statistics = {name: array.cpu() for name, array in ckpt["normaliser"].items()}
     return ckpt, model, autoencoder, data.Normaliser(**statistics)

@@ -21,7 +21,7 @@ rate of copying. Ratios, unlike seconds, hold on other machines.
 
 `naive` and `diffusers` (pip install diffusers) are the rivals in sampling: the same blocks, called
 as in training, and the blocks and the DDIMScheduler of that library, of the same width, depth and
-tokens; each once with PyTorch's default matrix products and once with sample.py's.
+tokens; each once in float32 and once in the precision of sample.py.
 """
 
 import argparse

@@ -29,19 +29,8 @@ from tools.ranks import say
 GAP = 16  # s that BOLD remembers: its dip after a response is at 15 s
 TUNING = {"epochs": 160, "warmup": 50, "ema": 0.99}  # as beyond/auto has it where frames are few
 OWN = (  # what is not the group's: the person, and flags of training itself
-    *(
-        "adapt",
-        "ckpt",
-        "group",
-        "data",
-        "out",
-        "test",
-        "val",
-        "no_validation",
-        "no_refit",
-        "share",
-        "again",
-    ),
+    *("adapt", "ckpt", "group", "data", "out", "test", "val"),
+    *("no_validation", "no_refit", "share", "again"),
     *("steps", "epochs", "lr", "warmup", "ema", "batch_size", "weight_decay", "seed"),
     *("device", "precision", "compile", "resume", "debug"),
 )

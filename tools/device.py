@@ -74,8 +74,8 @@ def bfloat16_pays(device, size):
 
 def autocast(device, width, precision=None):
     """A network in bfloat16, in training and in sampling, where `precision` says so, or else where
-    it is faster. (Scores are the same to four digits. What latents decode to is of higher
-    precision: see `decoder`.) It is a decorator too."""
+    it is faster. (benchmarks/precision.py: what it learns and draws is hardly another. What latents
+    decode to is of higher precision: see `decoder`.) It is a decorator too."""
     asked = precision == "bfloat16" if precision else bfloat16_pays(device, width)
     return torch.autocast(device.type, torch.bfloat16, enabled=asked)
 
