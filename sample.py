@@ -151,9 +151,8 @@ class Study:
         # (Without the runs that train.py was told to leave out. Of several people: people/.)
         self.subject = opened(data, beyond, a.data, self.settings, ckpt)
         check_fits(self.subject, ckpt, a.ckpt)
-        validation = not self.settings["no_validation"]
         self.splits = {
-            name: self.subject.segments(name, validation)
+            name: self.subject.segments(name, not self.settings["no_validation"])
             for name in ("train", "val", "test", "others")  # others: whose EEG is a control
         }
         check_splits(self, a)
@@ -191,8 +190,7 @@ def observed(a, study):
     if a.gap:
         anchors = range(0, a.frames, a.gap)
     period = a.frames if anchors else 1
-    V = len(study.normaliser.valid)
-    mask = np.zeros((period, V), bool)
+    mask = np.zeros((period, len(study.normaliser.valid)), bool)  # [period,V]
     mask[np.isin(np.arange(period), anchors)] = True  # whole frames
     if a.observe:  # and parts of others
         with blaming(a, "observe"):
@@ -323,7 +321,9 @@ def draw_split(sampler, timeline, split):
         # So many frames at a time that decoding them pays, and memory is small. From here on in the
         # first process only.
         begin = group[0][0]
-        for low, high in group if RANK == 0 else []:
+        if RANK > 0:
+            continue
+        for low, high in group:
             for first in range(low, high, 64):
                 places = np.arange(first, min(first + 64, high))
                 start = (first - begin) * a.upsample
@@ -348,10 +348,10 @@ def reconstruct(sampler, timeline, split):
         drawn = {method: [mean] for method, mean in zip(z, means)}  # [K,V] each
 
         samples = study.decode(z["neuroframes"], rounded=True)  # [S,K,V]
-        # torch.std takes ten times as long over a first axis.
-        squares = (samples - drawn["neuroframes"][0]).square().sum(0)  # [K,V]
+        # (torch.std takes several times as long: what it computes with does not fit into a cache.)
+        squares = sum((one - means[0]).square() for one in samples)  # [K,V]
         std = (squares / max(1, len(samples) - sampler.correction)).sqrt()
-        drawn["neuroframes"] += [std, samples[0]]
+        drawn["neuroframes"] += [std, samples[0].float()]
         yield places, x, mask, drawn
 
 
@@ -439,7 +439,7 @@ def run(a, where, folder, on_guess):
         kind = spaces.Unscored
     results = kind(a, study, timeline, seen, frame_scores, folder)
     # The lab's own formats, and pictures.
-    outputs = spaces.Outputs(a, study, timeline) if spaces else None
+    outputs = spaces and spaces.Outputs(a, study, timeline)
     for places, x, mask, drawn in reconstruct(sampler, timeline, "test"):
         mean, std, first = drawn["neuroframes"]
         if spread:

@@ -237,11 +237,7 @@ RIVALS = ("linear_gaussian", "gaussian", "mean_frame")  # of `worst`
 def whole_brain(metrics):
     """{method: (MSE, r)} of a metrics.json."""
     scores = {method: regions["whole"] for method, regions in metrics["scores"].items()}
-    found = {method: (s["mse"]["mean"], s["r"]["mean"]) for method, s in scores.items()}
-    if "ceiling" in metrics:
-        ceiling = metrics["ceiling"]["whole"]
-        found["ceiling"] = ceiling["mse"], ceiling["r"]
-    return found
+    return {method: (s["mse"]["mean"], s["r"]["mean"]) for method, s in scores.items()}
 
 
 def worst(modes):

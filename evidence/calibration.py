@@ -17,6 +17,9 @@ Satterthwaite), for each vertex of each frame.
 --calibrate multiplies std by one number, fitted on the validation run: error over spread there. It
 is fitted to so many values that it leaves the degrees of freedom as they are.
 
+Where there are more than 10,000 vertices, every n-th of them tells, spread over the whole brain: of
+millions of values, shares are exact to a tenth of a percent all the same.
+
 Seam    after sampling: samples -> their mean and how sure it is
 Source  CRPS: Gneiting and Raftery 2007; Student's quantiles: Wallace 1959
 Gain    synthetic, every second frame observed: 90% intervals that hold the truth in 31% of cases ->
@@ -24,6 +27,8 @@ Gain    synthetic, every second frame observed: 90% intervals that hold the trut
 """
 
 import torch
+
+VERTICES = 10_000  # of which coverage and CRPS are
 
 
 def as_normal(w, degrees):
@@ -53,11 +58,13 @@ class Spread:
     def add(self, x, mask, mean, std):
         """Frames x [K,V], what of them was observed, bool [K,V], which does not count; mean and std
         over samples [K points,V]."""
-        free = ~mask & self.valid
-        error = (mean[:: self.points] - x)[free]  # [m]
-        std = std[:: self.points][free].clamp(min=1e-6)  # [m]
+        frame = slice(None, None, self.points)
+        some = slice(None, None, 1 + x.shape[1] // VERTICES)
+        free = (~mask & self.valid)[:, some]
+        error = (mean[frame] - x)[:, some][free]  # [m]
+        std = std[frame, some][free].clamp(min=1e-6)  # [m]
         own = self.with_mean * std**2  # [m]
-        left_out = self.left_out.expand_as(x)[free]  # [m]
+        left_out = self.left_out.expand_as(x)[:, some][free]  # [m]
         for name, (share, scale) in self.claims.items():
             variance = own + share * left_out  # [m]
             sigma = scale * variance.sqrt()  # [m]

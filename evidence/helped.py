@@ -19,6 +19,8 @@ Gain    runs with offsets or drifts, EEG that has nothing to do with them: said 
         of cases, where windows with a higher r are counted -> in 2 to 4%
 """
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 
 from . import people, spread
@@ -39,16 +41,17 @@ def without_drift(x, tr):
     return x - cosines @ (np.linalg.pinv(cosines) @ x)
 
 
-def likeness(x):
-    """S [T,n] at every lag, of a run's recon, shuffled and truth [3,T,n]."""
-    recon, _, truth = np.fft.rfft(x, axis=1)  # [T/2 + 1,n] each
-    return np.fft.irfft(recon.conj() * truth, x.shape[1], axis=0)
+def likeness(x, share):
+    """S [T,regions] at every lag, of a run's recon, shuffled and truth [3,T,n], whose vertices have
+    such a share [n,regions] in the mean of each region."""
+    recon, truth = np.fft.rfft(x[::2], axis=1)  # [T/2 + 1,n] each
+    return np.fft.irfft((recon.conj() * truth) @ share, x.shape[1], axis=0)
 
 
-def advantage(x):
-    """D [T,n], frame by frame, of a run's recon, shuffled and truth [3,T,n]."""
+def advantage(x, share):
+    """D [T,regions], frame by frame, of a run's recon, shuffled and truth [3,T,n]."""
     own, shuffled = np.square(x[:2] - x[2])
-    return shuffled - own
+    return (shuffled - own) @ share
 
 
 def p_of(sums, possible):
@@ -90,19 +93,27 @@ class Helped:
         self.results, self.metrics = results, metrics
         self.direct = metrics["mode"] == "direct"
         self.runs = [0] * len(results.timeline.stretches)  # S or D of each, [t,regions]
+        self.thread = ThreadPoolExecutor(1)
+        self.looked = self.thread.submit(int)  # at nothing yet
 
     def add(self, x, share):
         """Of some vertices recon, shuffled and truth x [3,T,n], each run less its mean and 0 where
-        it was seen, and their shares [n,regions] in the mean of each region."""
+        it was seen, and their shares [n,regions] in the mean of each region. While a thread looks
+        at them, the next are read."""
+        self.looked.result()
+        self.looked = self.thread.submit(self.look, x, share)
+
+    def look(self, x, share):
         for i, (low, high) in enumerate(self.results.timeline.stretches):
             run = without_drift(x[:, low:high], self.results.subject.tr)
-            found = likeness(run) if self.direct else advantage(run)
-            self.runs[i] = self.runs[i] + found @ share  # [t,regions]
+            found = likeness if self.direct else advantage
+            self.runs[i] = self.runs[i] + found(run, share)  # [t,regions]
 
     def tell(self):
         """Puts "helped" into metrics, {region: {"p", "r_gain"}}; returns lines that say it. p is
         None if there is too little to tell; r_gain: by how much r is higher than with shuffled
         EEG."""
+        self.looked.result()
         metrics = self.metrics
         # Long blocks know little of each other, and some 24 of them are enough.
         block = max(LEAST, metrics["frames"], metrics["test_frames"] // 24)
@@ -155,7 +166,8 @@ def verdict(metrics):
         said = "The EEG helped" if gain >= 0.005 else "The EEG helped, but hardly"
     r = metrics["scores"]["neuroframes"]["whole"]["r"]["mean"]
     possible = ""
-    if "ceiling" in metrics and metrics["mode"] == "direct":
-        possible = f" of a possible {metrics['ceiling']['whole']['r']:.3f}"
+    ceiling = metrics["scores"].get("ceiling")
+    if ceiling and metrics["mode"] == "direct":
+        possible = f" of a possible {ceiling['whole']['r']['mean']:.3f}"
     values = ", ".join(f"{found['p']:.2g} {name}" for name, found in metrics["helped"].items())
     return f"{said}: r {r:.3f}{possible} with it, {r - gain:.3f} with shuffled EEG (p {values})."

@@ -366,7 +366,7 @@ def test_filters_that_the_model_was_not_trained_on(fmriprep, monkeypatch, capsys
     command(monkeypatch, data, *where, root / "alone", *other)
     capsys.readouterr()
     command(monkeypatch, sample, "--ckpt", root / "out/ckpt.pt", "--data", root / "alone")
-    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: EEG")]
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: EEG")]
     assert [line.split(";")[0] for line in notes] == [
         "note: EEG's lowpass is 30.0",
         "note: EEG's notch is 20.0",
@@ -374,7 +374,7 @@ def test_filters_that_the_model_was_not_trained_on(fmriprep, monkeypatch, capsys
     ]
     assert notes[0].endswith("was trained on 40.0")
     command(monkeypatch, sample, "--ckpt", root / "out/ckpt.pt", "--out", root / "again")
-    assert "note: EEG" not in capsys.readouterr().err
+    assert "note: EEG" not in capsys.readouterr().out
 
 
 def test_a_validation_that_leaves_no_test(fmriprep, monkeypatch, capsys):

@@ -649,11 +649,7 @@ def test_scores_are_those_of_the_frames(ckpts, folder, tmp_path, flags):
                 found = run.metrics["scores"][method][region][metric]
                 assert found["mean"] == pytest.approx(mean, abs=1e-5), which
                 assert found["std"] == pytest.approx(std, abs=1e-5), which
-    ceiling = {
-        region: {metric: cell["mean"] for metric, cell in row.items()}
-        for region, row in run.metrics["scores"]["ceiling"].items()
-    }
-    assert run.metrics["ceiling"] == ceiling and ceiling.keys() == {"whole", "patch"}
+    assert run.metrics["scores"]["ceiling"].keys() == {"whole", "patch"}
     first, second = run.metrics["runs"]  # of 40 frames each
     assert (first["run"], second["run"], first["frames"], second["frames"]) == (9, 10, 40, 40)
     assert first["start"] == second["start"] == pytest.approx(5 * 0.8)

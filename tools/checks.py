@@ -3,7 +3,6 @@
 import contextlib
 import os
 import re
-import sys
 
 import numpy as np
 from tqdm import tqdm
@@ -284,27 +283,26 @@ def check_fits(subject, ckpt, path):
         there = ckpt.get("eeg", {}).get(what)
         here = subject.meta["eeg"].get(what)
         if what != "channels" and here != there:
-            print(f"note: EEG's {what} is {here}; {path} was trained on {there}", file=sys.stderr)
+            say(f"note: EEG's {what} is {here}; {path} was trained on {there}")
         elif here and there and here != there:
             fail(f"{subject.folder}: its EEG {what} are {here}; {path} was trained on {there}")
     if subject.meta["checksums"] != ckpt["checksums"]:
-        print(
-            f"note: {path} was not trained on {subject.folder}; its test runs may not be unseen",
-            file=sys.stderr,
-        )
-    check_values(subject)
+        say(f"note: {path} was not trained on {subject.folder}; its test runs may not be unseen")
+    check_values(subject, "test")
 
 
-def check_values(subject, block=256):
-    """Read a data.Subject once, or those of several people; fail if a value is NaN or infinite, or
-    a channel constant in a run. Of torchrun's processes each reads a share of the runs."""
+def check_values(subject, part=None):
+    """Read a data.Subject once, or those of several people, or the train, val or test part of them;
+    fail if a value is NaN or infinite, or a channel constant in a run. Of torchrun's processes each
+    reads a share of the runs."""
     for person in getattr(subject, "people", [subject]):
         bold = f"{person.folder}/fmri.npy"
         eeg = f"{person.folder}/eeg.npy"
-        for start, stop in tqdm(person.runs[RANK::WORLD], "reading", leave=False, disable=RANK > 0):
+        runs = person.segments(part) if part else person.runs
+        for start, stop in tqdm(runs[RANK::WORLD], "reading", leave=False, disable=RANK > 0):
             extremes = []
-            for i in range(start, stop, block):
-                rows = slice(i, min(i + block, stop))
+            for i in range(start, stop, 256):
+                rows = slice(i, min(i + 256, stop))
                 check_finite(person.fmri[rows], bold, person.fmri, "frame", "vertex")
                 windows = np.asarray(person.eeg[rows], np.float32)  # [t,C,W]
                 extremes.append([windows.min((0, 2)), windows.max((0, 2))])  # [2,C]; of NaN NaN

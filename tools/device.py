@@ -81,15 +81,15 @@ def autocast(device, width, precision=None):
 
 
 def decoder(autoencoder, device):
-    """A function from latents [...,d] to frames [...,V] on the CPU. rounded: in bfloat16, where
-    that is faster, which does for how far samples are apart."""
-    exact = coarse = autoencoder
+    """A function from latents [...,d] to frames [...,V] on the CPU. rounded: bfloat16, where that
+    is faster, which does for how far samples are apart."""
+    coarse = autoencoder
     if bfloat16_pays(device, autoencoder.latent_dim):
         coarse = copy.deepcopy(autoencoder).bfloat16()
 
     def decode(z, rounded=False):
-        linear = coarse if rounded else exact
-        return linear.decode(z.to(linear.E)).float().cpu()
+        linear = coarse if rounded else autoencoder
+        return linear.decode(z.to(linear.E)).cpu()
 
     return decode
 

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -172,18 +173,22 @@ class NpyWriter:
             self.file = open(path, "wb")  # noqa: SIM115  closed by close()
             header = {"descr": "<f4", "fortran_order": False, "shape": tuple(shape)}
             np.lib.format.write_array_header_1_0(self.file, header)
+        self.thread = ThreadPoolExecutor(1)
+        self.written = self.thread.submit(int)  # nothing yet
 
     def add(self, rows):
+        """The next rows, which may not change any more: a thread writes them, while the next are
+        computed."""
         values = np.ascontiguousarray(rows, "<f4")
         with writing(self.path):
-            self.file.write(values.data)
+            self.written.result()
+            self.written = self.thread.submit(self.file.write, values)
         return values
 
     def close(self):
-        """What was written, read as it is needed."""
         with writing(self.path):
+            self.written.result()
             self.file.close()
-        return np.load(self.path, mmap_mode="r")
 
 
 # ---- Reading ---------------------------------------------------------------------------

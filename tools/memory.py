@@ -59,24 +59,22 @@ def advice(device, a, *flags):
         fail(f"out of memory on {device}. Lower {what} ({str(error)[:150]})", error)
 
 
+def number_in(path, pattern):
+    """The number that a pattern finds in one of the system's files, or None."""
+    with contextlib.suppress(OSError), open(path) as f:
+        found = re.search(pattern, f.read())
+        return found and int(found[1])
+
+
 def free_memory():
     """Bytes that this process has on Linux, and its share of what is free, there and in its
     container; else None."""
-    sources = {
-        "free": ("/proc/meminfo", r"MemAvailable:\s*(\d+) kB", 1024),
-        "own": ("/proc/self/status", r"VmData:\s*(\d+) kB", 1024),
-        "container": ("/sys/fs/cgroup/memory.max", r"(\d+)", 1),
-    }
-    found = {}
-    for name, (path, pattern, unit) in sources.items():
-        with contextlib.suppress(OSError), open(path) as f:
-            number = re.search(pattern, f.read())
-            if number:
-                found[name] = int(number[1]) * unit
-    if "free" not in found or "own" not in found:
+    free = number_in("/proc/meminfo", r"MemAvailable:\s*(\d+) kB")
+    own = number_in("/proc/self/status", r"VmData:\s*(\d+) kB")
+    if free is None or own is None:
         return None
-    free = min(found["free"], found.get("container", found["free"]))
-    return found["own"] + free // LOCAL_WORLD
+    container = number_in("/sys/fs/cgroup/memory.max", r"(\d+)") or 1024 * free
+    return 1024 * own + min(1024 * free, container) // LOCAL_WORLD
 
 
 def keep_freed():

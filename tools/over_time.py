@@ -17,6 +17,7 @@ import numpy as np
 from .files import named
 
 AT_ONCE = 2**22  # values of a series [T,n]: 34 MB
+NAMES = "recon", "shuffled", "truth"
 METHODS = ("neuroframes", "shuffled_eeg", "difference")
 
 
@@ -26,23 +27,29 @@ def deviations(results):
 
     results: a report.Results, when all is written."""
     timeline = results.timeline
-    lengths = np.diff(timeline.stretches)[:, 0]
-    runs = np.repeat(np.eye(len(lengths)), lengths, axis=0)  # [T,runs]: 1 if a frame is of a run
     masks = np.stack(list(results.regions.values()), 1)  # [V,regions]
-    step = AT_ONCE // len(runs)
+    T = len(timeline.pattern)
+    step = AT_ONCE // T
     for v in range(0, len(masks), step):
         columns = slice(v, v + step)
         free = ~results.seen[timeline.pattern, columns]  # [T,n]
-        names = "recon", "shuffled", "truth"
-        x = free * np.float64([results.arrays[name][:, columns] for name in names])  # [3,T,n]
-        means = runs.T @ x / (runs.T @ free).clip(1)  # [3,runs,n]
-        yield x - free * (runs @ means), masks[columns] / masks.sum(0)
+        x = np.empty((3, *free.shape))  # [3,T,n]
+        for i in range(0, T, 256):
+            arrays = results.arrays  # anew: few pages are mapped at a time
+            few = slice(i, i + 256)
+            x[:, few] = [arrays[name][few, columns] for name in NAMES]
+        for low, high in timeline.stretches:
+            run = x[:, low:high]  # [3,t,n], a view
+            here = free[low:high]  # [t,n]
+            run *= here
+            run -= here * (run.sum(1, keepdims=True) / here.sum(0).clip(1))
+        yield x, masks[columns] / masks.sum(0)
 
 
 def correlation(x):
     """r over time [2,n] of the first two of deviations [3,T,n] with the third."""
-    lengths = np.linalg.norm(x, axis=1)  # [3,n]
-    r = (x * x[2]).sum(1) / (lengths * lengths[2]).clip(1e-6)  # what is less is rounding
+    lengths = np.einsum("itn,itn->in", x, x) ** 0.5  # [3,n]
+    r = np.einsum("itn,tn->in", x, x[2]) / (lengths * lengths[2]).clip(1e-6)  # less is rounding
     return r[:2]
 
 

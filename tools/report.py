@@ -36,7 +36,7 @@ class Scores:
     regions   {name: bool [V]}
     timeline  a data.Timeline
     seen      bool [patterns,V]: which vertices are observed
-    score     (x_hat, x [frames,V]) -> [frames,metrics]
+    score     (x_hat, x [V]) of a frame -> [metrics]
     """
 
     def __init__(self, regions, timeline, seen, score):
@@ -46,15 +46,14 @@ class Scores:
 
     def add(self, method, x_hat, x, k):
         """Frames x_hat, x [K,V] at places k [K]."""
-        pattern = self.timeline.pattern[k]
         shape = len(self.regions), len(self.timeline.rows), len(METRICS)
         frames = self.frames.setdefault(method, np.ma.masked_all(shape))
-        for row in np.unique(pattern):
-            here = pattern == row
-            for i, index in enumerate(self.free[row]):
-                part = x[here][:, index]
-                if part.shape[1]:
-                    frames[i, k[here]] = self.score(x_hat[here][:, index], part)
+        # One frame at a time: two of them stay in the CPU's cache while they are scored.
+        for place, guess, truth in zip(k, x_hat, x):
+            for i, index in enumerate(self.free[self.timeline.pattern[place]]):
+                part = truth[index]
+                if len(part):
+                    frames[i, place] = self.score(guess[index], part)
 
     def summary(self):
         """{method: {region: {metric: {mean over frames, std over windows}}}}"""
@@ -110,6 +109,14 @@ class Results:
     def path(self, name):
         return os.path.join(self.folder, name)
 
+    @property
+    def arrays(self):
+        """{name: [T,V]} of what was written, at the frames. Opened anew each time: the pages read
+        so far, which count as this process's memory, are let go."""
+        found = {name: np.load(self.path(f"{name}.npy"), mmap_mode="r") for name in self.writers}
+        T = len(self.timeline.rows)
+        return {name: array[:: len(array) // T] for name, array in found.items()}
+
     def write(self, **frames):
         """The next recon, shuffled, truth and std, [K or K points,V] each."""
         for name, writer in self.writers.items():
@@ -126,10 +133,8 @@ class Results:
         Spread of evidence/calibration, or None; outputs: writes the lab's own formats and pictures,
         or None; look_back: evidence.helped.Helped, or None."""
         points, rows = self.a.upsample, self.timeline.rows
-        self.arrays = {}  # at the frames
-        for name, writer in self.writers.items():
-            array = writer.close()
-            self.arrays[name] = array[:: len(array) // len(rows)]
+        for writer in self.writers.values():
+            writer.close()
         if points > 1:
             rows = (rows[:, None] + np.arange(points) / points).ravel()
         files.save_array(self.path("frames.npy"), rows)
@@ -153,19 +158,14 @@ class Results:
             "mode paper frames gap anchors observe projection steps eta samples seed window "
             "overlap upsample null_space"
         )
-        scores = self.scores.summary()
-        found = {
+        return {
             **{name: getattr(a, name) for name in asked.split()},
             "test_frames": len(self.timeline.rows),
             "scored_frames": int(self.scores.frames["neuroframes"][0, :, 0].count()),
-            "scores": scores,
+            "scores": self.scores.summary(),
             "runs": self.scores.runs(self.subject.when),
             "residual_before": float(np.mean(self.before)) ** 0.5 if self.before else None,
             "anchor_residual": max(self.after) if self.after else None,
             "calibration": spread.summary() if spread else {},
             "seconds": round(time.time() - self.began, 1),
         }
-        if "ceiling" in scores:
-            mean = self.scores.frames["ceiling"].mean(1)  # [regions,metrics]
-            found["ceiling"] = files.named(mean, self.regions, METRICS)
-        return found
