@@ -81,7 +81,7 @@ def main(argv=None):
         runs = [(i, min(i + RUN, a.frames)) for i in range(0, a.frames, RUN)]
         before = time.time()
         peak(reset=True)
-        said = linear.fit(read, runs, z)
+        _, said = linear.fit(read, runs, z)
         print(said)
         print(
             f"{a.frames:,} frames, {a.channels} channels, {a.latents:,} latents, "

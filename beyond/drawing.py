@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+import people
 from neuroframes import range_null_projection
 
 from . import (
@@ -77,7 +78,8 @@ class WholeRuns:
             h = study.encode_eeg(split, functools.partial(cut, samples=late), more=1)
             if self.linear is not None:
                 runs = study.splits[split]
-                m = [self.linear.expected(study.read_eeg, *run, late) for run in runs]
+                given = study.model, study.subject, study.read_eeg
+                m = [people.own.expected(*given, *run, late) for run in runs]
                 h = torch.cat([h, torch.cat(m)], -1)
             found.append(h)
         return torch.stack(found, 1)

@@ -144,19 +144,10 @@ class LinearGaussian(nn.Module):
         self.std.copy_(x.std(0).clamp(min=1e-30))
         return self.standardised(power)
 
-    def hold(self, p, z):
-        """Of the weights that are there keep, latent by latent, what holds for z [T,d] at p [T,F].
-        Returns what they leave [T,d]: of a new network, whose weights are 0, all of z."""
-        m = p @ self.weight  # [T,d]
-        share = (m * z).sum(0) / m.square().sum(0).clamp(min=1e-30)  # [d]
-        self.weight.mul_(share.clamp(0, 1))
-        return z - p @ self.weight
-
     @torch.no_grad()
     def fit(self, read, segments, z):
-        """To latents z [T,d] of training segments [low, high). Returns what was found, in words.
-        Weights that are there already (people/adapt) stay as far as they hold for these z, latent
-        by latent; what they leave is fitted."""
+        """To latents z [T,d] of training segments [low, high). Returns what is expected of them
+        when their run is left out [T,d], and what was found, in words."""
         power = torch.cat([self.power(read, low, high) for low, high in segments])  # [T,F]
         every = torch.arange(len(power))
         first, last, fold = borders(segments)
@@ -167,8 +158,7 @@ class LinearGaussian(nn.Module):
         def error(x, late, width):
             self.chosen[1:] = torch.tensor([late, width])
             p = self.smooth(x, some, first[some], last[some])
-            rest = z[some] - p @ self.weight  # [some,d]
-            missed = predictions(p, rest, fold[some]) - rest  # [ratios,some,d]
+            missed = predictions(p, z[some], fold[some]) - z[some]  # [ratios,some,d]
             return missed.square().mean(1).amin(0).mean()
 
         logarithm = min((0, 1), key=lambda kind: error(self.standardise(power, kind), 5.0, 1.5))
@@ -179,22 +169,21 @@ class LinearGaussian(nn.Module):
 
         # All frames: the penalty of each latent, what predictions miss, and the weights.
         p = self.smooth(x, every, first, last)  # [T,F]
-        rest = self.hold(p, z)  # [T,d]
-        found = predictions(p, rest, fold)  # [ratios,T,d]
-        best = torch.stack([(guess - rest).square().mean(0) for guess in found]).argmin(0)  # [d]
-        missed = rest - found[best, :, torch.arange(len(best))].T  # [T,d]
+        found = predictions(p, z, fold)  # [ratios,T,d]
+        best = torch.stack([(guess - z).square().mean(0) for guess in found]).argmin(0)  # [d]
+        missed = z - found[best, :, torch.arange(len(best))].T  # [T,d]
         told = missed.square().sum() < z.square().sum()  # or the mean frame says more
         if not told:
             missed = z
         self.residual.fit(missed.split([high - low for low, high in segments]))
-        left, scale, right = ridge(p - p.mean(0), rest - rest.mean(0))
+        left, scale, right = ridge(p - p.mean(0), z - z.mean(0))
         penalty = RATIOS[best] * p.var(0).sum()  # [d]
-        self.weight.add_(left @ (right / (scale[:, None] + penalty)))
+        self.weight.copy_(left @ (right / (scale[:, None] + penalty)))
         if not told:
             self.weight.zero_()
         self.bias.copy_(z.mean(0) - p.mean(0) @ self.weight)
 
-        return (
+        return z - missed, (
             f"closed form: {'log power' if logarithm else 'power'} {late:g} +- {width:g} s before "
             f"BOLD explains {1 - missed.square().mean() / z.square().mean():.1%} of the latents' "
             "variance in runs that were left out"

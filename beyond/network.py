@@ -39,6 +39,8 @@ def choose(a, subject, config):
         chapters["prior"] = True
     if a.closed_form:
         chapters["linear"] = linear_gaussian.settings(config, subject)
+        if hasattr(subject, "people"):
+            chapters["members"] = len(subject.people)
     network = Network if chapters else NeuroFrames
     if a.adapt:
         network = functools.partial(people.adapt.begun, network, subject.group)
@@ -48,7 +50,9 @@ def choose(a, subject, config):
 class Network(NeuroFrames):
     """The paper's networks, with band power for convolutions, v for eps, a prior for a start."""
 
-    def __init__(self, encoder_settings=None, predict="eps", prior=False, linear=None, **sizes):
+    def __init__(
+        self, encoder_settings=None, predict="eps", prior=False, linear=None, members=None, **sizes
+    ):
         encoder = EEGEncoder
         if encoder_settings is not None:
             encoder = functools.partial(band_power.BandPowerEncoder, **encoder_settings)
@@ -56,10 +60,12 @@ class Network(NeuroFrames):
         self.predict = predict
         d = sizes["latent_dim"]
         self.prior = gaussian_prior.GaussianPrior(d) if prior else None
-        self.linear = None
+        self.linear = self.own = None
         if linear is not None:
             self.linear = linear_gaussian.LinearGaussian(d, **linear)
             self.register_buffer("share", torch.ones(stacked.LEVELS, d))  # of the closed form
+        if members is not None:
+            self.own = people.own.Own(self.linear, members)
 
     def with_prior(self, out, z_n, n, times):
         """The transformer's answer [B,K,d] at times [K], the prior's added: eps, or v."""
@@ -95,10 +101,10 @@ def fit(a, model, autoencoder, normaliser, subject, batches):
     prior.fit(z)
     expected = None
     if a.closed_form:
-        say(model.linear.fit(read, segments, torch.cat(z).cpu()))
+        say(people.own.fit(a, model, subject, read, segments, torch.cat(z).cpu()))
         expected = torch.zeros(batches.frames, model.share.shape[1])
         for low, high in batches.splits["val"]:
-            expected[low:high] = model.linear.expected(read, low, high).cpu()
+            expected[low:high] = people.own.expected(model, subject, read, low, high).cpu()
         model.share.copy_(torch.tensor(a.share if a.steps else 1.0))
 
     def frames(rows):

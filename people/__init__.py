@@ -2,6 +2,7 @@
 
 subject.py  people as one data.Subject
 others.py   what the others tell of a moment: two controls
+own.py      what is each one's own in a closed form of all
 adapt.py    the model of several, tuned to one more
 """
 
@@ -11,6 +12,7 @@ import os
 from tools.errors import fail
 
 from . import adapt, subject
+from . import own as own
 from .subject import People
 
 

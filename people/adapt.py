@@ -3,15 +3,10 @@
     python train.py --adapt 10 --ckpt group/ckpt.pt --data S9 --out s9
 
 Training begins with the group's averaged weights and goes on with the first minutes of that
-person, at a third of the learning rate. Latents are the group's. What is known in closed form is
-fitted to these minutes; and ridge regression, latent by latent, to what the group's weights B leave
-of latents z:
-
-    B_new = s B + argmin over A of |z - (s B + A) p|^2 + penalty |A|^2,      s = <z, B p> / |B p|^2
-
-with s in [0,1]: what many people told stays as far as it holds for this one. Of the minutes the
-last fifth is for validation; it chooses steps and shares, and is then trained on as well (--preset
-auto). All later frames are the test, but for those within GAP seconds of the last minute.
+person, at a third of the learning rate. Latents are the group's, and so is the closed form; what is
+this person's own is added to it, as to that of everyone in the group (people/own). Of the minutes
+the last fifth is for validation; it chooses steps and shares, and is then trained on as well
+(--preset auto). All later frames are the test, but for those within GAP seconds of the last minute.
 
 Seam    the subject; and what training begins with
 Source  ours
@@ -119,13 +114,15 @@ def begin(subject, settings):
 
 def begun(network, group, **config):
     """A network that begins with the group's weights."""
-    if config != group["config"]:
-        was = group["config"]
-        differ = [name for name in config if config[name] != was.get(name)]
+    was = group["config"]
+    differ = [name for name in config if config[name] != was.get(name) and name != "members"]
+    if differ:
         found = ", ".join(f"{name} {config[name]}, not {was.get(name)}" for name in differ)
         fail(f"--adapt: the person's network would have {found}; prepare TR and delay alike")
     model = network(**config)
-    model.load_state_dict(group["model"])
+    # What is each one's own (people/own) stays with the group.
+    shared = {name: x for name, x in group["model"].items() if not name.startswith("own.")}
+    model.load_state_dict(model.state_dict() | shared)
     return model
 
 

@@ -103,12 +103,15 @@ class People:
         self.meta["units"] = ", in the person's own z-scores"
         self.runs = []
         self.films = []  # the names of runs, without the person
+        learned = known or [person.meta["checksums"] for person in self.people]
         stop = 0
         for person in self.people:
+            sums = person.meta["checksums"]
+            person.number = learned.index(sums) if sums in learned else None
             person.start, stop = stop, stop + len(person.fmri)
             person.stop = stop
             self.add(person)
-            if known is None or person.meta["checksums"] in known:
+            if person.number is not None:
                 self.divide(person)
             else:
                 say(
@@ -157,6 +160,11 @@ class People:
 
     def when(self, frame):
         return self.data.Subject.when(self, frame)
+
+    def member(self, frame):
+        """The number of the person whose frame it is, among those that the model was trained on;
+        None: somebody new."""
+        return next(person.number for person in self.people if frame < person.stop)
 
     def segments(self, split, validation=True):
         """As of one: of each person as if alone. "others": where sample.py finds, for each test

@@ -117,8 +117,8 @@ def test_what_is_unusable_or_unused_stays_so(folders, tmp_path):
 def test_training_begins_with_the_groups_weights(folders, group, s4, tmp_path):
     before = read(group)
     ckpt = adapted(group, folders[3], tmp_path, "--steps", 1, "--lr", 1e-12)
-    assert ckpt["config"] == before["config"]
-    known = "linear.", "prior.", "share"  # in closed form
+    assert ckpt["config"] == before["config"] | {"members": 1}
+    known = "linear.", "own.", "prior.", "share"  # in closed form
     learned = [name for name in before["model"] if not name.startswith(known)]
     learned = [name for name in learned if "running" not in name and "batches" not in name]
     for name in learned:
@@ -139,48 +139,15 @@ def test_settings_are_the_groups_but_those_of_training(folders, group, s4):
     assert after["test"] is None and after["data"] == [folders[3]]
 
 
-def test_the_closed_form_adds_to_the_groups(folders, group, s4):
-    """weight = B + ridge of what B leaves: B, where it leaves nothing, and nearer to it than ridge
-    of z, where frames are few."""
+def test_the_closed_form_of_all_stays_and_an_own_part_is_added(group, s4):
     before = read(group)["model"]
     after = read(s4)["model"]
-    assert before["linear.weight"].any()
-    for name in ("mean", "std", "weight", "bias", "residual.autocovariance"):
-        assert not torch.equal(after[f"linear.{name}"], before[f"linear.{name}"])
-
-    rng = np.random.default_rng(0)
-    eeg = torch.from_numpy(rng.standard_normal((100, 2, 40)).astype(np.float32))
-    sizes = {"channels": 2, "cycles": 10, "bands": 6, "tr": 0.8, "delay": 4.0}
-
-    def linear(weight=0.0):
-        made = beyond.linear_gaussian.LinearGaussian(3, **sizes)
-        made.weight.copy_(torch.as_tensor(weight))
-        return made
-
-    def seen(rows):
-        return eeg[rows]
-
-    true = linear()
-    x = true.standardise(true.power(seen, 0, 100), 1)
-    true.chosen[1:] = torch.tensor([5.0, 1.5])
-    rows = torch.arange(100)
-    p = true.smooth(x, rows, rows[0], rows[-1])
-    B = torch.from_numpy(rng.standard_normal((12, 3)).astype(np.float32))
-    noise = torch.from_numpy(rng.standard_normal((100, 3)).astype(np.float32))
-    z = p @ B + 1e-3 * noise
-    known = linear(B)
-    known.fit(seen, [(0, 100)], z)
-    assert torch.equal(known.chosen, true.chosen)
-    torch.testing.assert_close(known.weight, B, rtol=0, atol=1e-2)
-    torch.testing.assert_close(known.expected(seen, 0, 100), z, rtol=0, atol=1e-2)
-
-    z = p @ B + p.std() * B.norm(dim=0) * noise  # as much noise as there is to learn
-    errors = []
-    for weight in (B, 0.0):
-        made = linear(weight)
-        made.fit(seen, [(0, 100)], z)
-        errors.append((made.expected(seen, 0, 100) - p @ B).square().mean())
-    assert errors[0] < 0.5 * errors[1]
+    assert before["linear.weight"].any() and before["own.shares"].shape == (3, 2)
+    for name in ("chosen", "mean", "std", "weight", "bias"):
+        assert torch.equal(after[f"linear.{name}"], before[f"linear.{name}"])
+    name = "linear.residual.autocovariance"  # what both together miss
+    assert not torch.equal(after[name], before[name])
+    assert after["own.shares"].shape == (1, 2) and after["own.each.0.weight"].any()
 
 
 # ---- What never reaches it -------------------------------------------------------------
@@ -200,7 +167,7 @@ def test_the_test_part_reaches_nothing_and_the_minutes_do(folders, group, s4, tm
     assert same(before, weights(adapted(group, after, tmp_path / "a")))
     other = changed(folders[3], tmp_path / "early/S4", early)
     found = weights(adapted(group, other, tmp_path / "b"))
-    for name in ("mean", "linear.weight", "linear.mean", "share", "prior.autocovariance"):
+    for name in ("mean", "own.each.0.weight", "own.shares", "share", "prior.autocovariance"):
         assert not torch.equal(found[name], before[name]), name
 
 

@@ -84,7 +84,7 @@ def planted(rng, logarithm, late, tr=0.8, delay=4.0, runs=4, frames=220, channel
 
 def fitted(eeg, z, segments, tr=0.8, delay=4.0):
     linear = LinearGaussian(z.shape[1], eeg.shape[1], cycles=15, bands=9, tr=tr, delay=delay)
-    said = linear.fit(lambda rows: torch.from_numpy(eeg[rows]), segments, z)
+    _, said = linear.fit(lambda rows: torch.from_numpy(eeg[rows]), segments, z)
     return linear, said
 
 
