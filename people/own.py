@@ -21,12 +21,13 @@ Gain    GAIN
 
 import copy
 
+import numpy as np
 import torch
 from torch import nn
 
 
 class Own(nn.Module):
-    """What each of several people has of their own, as People.member numbers them.
+    """What each of several people has of their own, by the numbers that People gives them.
 
     linear  of all: a beyond.linear_gaussian.LinearGaussian that is yet to be fitted
     """
@@ -42,29 +43,44 @@ class Own(nn.Module):
         lengths = [high - low for low, high in segments]
         parts = list(zip(segments, m.split(lengths), z.split(lengths)))
         missed = []
-        for k, own in enumerate(self.each):
-            mine = [part for part in parts if subject.member(part[0][0]) == k]
+        for person in subject.people:
+            mine = [part for part in parts if subject.person(part[0][0]) == person]
             if not mine:  # who is left out has no part
                 continue
             runs, of_all, true = zip(*mine)
             z_k = torch.cat(true)  # [t,d]
-            m_own, _ = own.fit(read, runs, z_k)  # [t,d]
+            m_own, _ = self.each[person.number].fit(as_it_was(subject, person, read), runs, z_k)
             both = torch.stack([torch.cat(of_all), m_own], -1)  # [t,d,2]
             u = both.flatten(0, 1).double()  # [t d,2]
-            self.shares[k] = torch.linalg.lstsq(u, z_k.double().reshape(-1, 1)).solution[:, 0]
-            left = z_k - both @ self.shares[k]  # [t,d]
+            shares = torch.linalg.lstsq(u, z_k.double().reshape(-1, 1)).solution[:, 0]
+            self.shares[person.number] = shares
+            left = z_k - both @ shares.to(both)  # [t,d]
             missed += left.split([len(run) for run in true])
         return missed
+
+
+def as_it_was(subject, person, read):
+    """read: rows -> EEG [rows,C,W], as it was before it was aligned: times C^1/2."""
+    undo = torch.from_numpy(np.linalg.inv(subject.align(person)))  # [C,C]
+
+    def found(rows):
+        eeg = read(rows)  # [rows,C,W]
+        return undo.to(eeg) @ eeg
+
+    return found
 
 
 def expected(model, subject, read, low, high, late=0):
     """m [high - low,d] of a stretch: what the closed form of a beyond.network.Network expects."""
     m = model.linear.expected(read, low, high, late)
-    k = None if model.own is None else subject.member(low)
-    if k is None:  # one person's model, or somebody new
+    if model.own is None:  # of one person
         return m
-    a, c = model.own.shares[k]
-    return a * m + c * model.own.each[k].expected(read, low, high, late)
+    person = subject.person(low)
+    if person.number is None:  # somebody new
+        return m
+    a, c = model.own.shares[person.number]
+    own = model.own.each[person.number]
+    return a * m + c * own.expected(as_it_was(subject, person, read), low, high, late)
 
 
 @torch.no_grad()

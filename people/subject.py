@@ -161,10 +161,10 @@ class People:
     def when(self, frame):
         return self.data.Subject.when(self, frame)
 
-    def member(self, frame):
-        """The number of the person whose frame it is, among those that the model was trained on;
-        None: somebody new."""
-        return next(person.number for person in self.people if frame < person.stop)
+    def person(self, frame):
+        """Whose frame it is: a data.Subject. Its `number` is that among those whom the model was
+        trained on; None: somebody new."""
+        return next(person for person in self.people if frame < person.stop)
 
     def segments(self, split, validation=True):
         """As of one: of each person as if alone. "others": where sample.py finds, for each test
