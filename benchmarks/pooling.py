@@ -15,9 +15,9 @@ and runs of 200 s to train on, and ten minutes more for the test, the same in al
 
     alone-10, -60     trained on 10 or 60 minutes of that person
     pooled-10, -60    on as many of each of all
-    adapted-10, -60   the pooled model, adapted to each by the same minutes (train.py --adapt)
     left-out-60       on 60 minutes of each of the others. This person is then new: z-scores are by
                       all own frames, which the mean frame knows as well
+    adapted-10, -60   that model, adapted by 10 or 60 minutes of this person (train.py --adapt)
 
 Writes OUT/results.jsonl and OUT/pooling.md: MSE and r of the test frames, in each person's own
 z-scores, with the mean over people and its 95% interval; and in how many people the MSE is less
@@ -126,7 +126,7 @@ def make(seed, number, minutes, folder):
 class Condition(NamedTuple):
     minutes: int  # of each person who is learned from
     teachers: str  # own: a model a person; all: one model; others: a model a person
-    begins: str = ""  # the condition whose model is adapted
+    begins: str = ""  # the condition whose models are adapted
 
     def models(self, people):
         """{name of a model: (whom it is trained on, whom it is tested on)}"""
@@ -143,8 +143,8 @@ CONDITIONS = {
     "left-out-60": Condition(60, "others"),
     "alone-60": Condition(60, "own"),
     "pooled-60": Condition(60, "all"),
-    "adapted-10": Condition(10, "own", "pooled-10"),  # (of --jobs after those)
-    "adapted-60": Condition(60, "own", "pooled-60"),
+    "adapted-10": Condition(10, "own", "left-out-60"),  # (of --jobs after those)
+    "adapted-60": Condition(60, "own", "left-out-60"),
 }
 
 
@@ -175,8 +175,8 @@ def measure(a, scripts, name, minutes, teachers, tested, begins=""):
     folders = [place(a, minutes, one) for one in teachers]
     out = os.path.join(a.out, name)
     if begins:
-        method = name.split("/")[1]
-        how += ["--adapt", minutes, "--ckpt", os.path.join(a.out, begins, method, "all/ckpt.pt")]
+        _, *named = name.split("/")
+        how += ["--adapt", minutes, "--ckpt", os.path.join(a.out, begins, *named, "ckpt.pt")]
     train = subjects.trained(scripts, out, "--data", *folders, *how)
     if train["status"]:
         fail(f"{out}/train.txt: train.py says: {train['said']}")

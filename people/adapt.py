@@ -75,25 +75,25 @@ def rows(person, *parts):
 
 
 def split(person, settings):
-    """{"train", "val", "test"}: frames of a data.Subject. Of somebody new the first minutes, and
-    all others. Of somebody of the group the first minutes of what the group learned from; and the
-    group's test, for only these frames are unseen."""
+    """{"train", "val", "test"}: frames of a data.Subject. The first minutes, and all others."""
     group = settings["group"]
     minutes = settings["adapt"]
-    count = round(60 * minutes / person.tr)
-    learned = []
     if person.meta["checksums"] in group["checksums"]:
         person.split_by_names(group)
-        learned = rows(person, "train")[:count]
-        test = rows(person, "test")
-    if not len(learned):
-        frames = rows(person, "train", "test")
-        learned = frames[:count]
-        later = frames[count:]
-        end = learned[-1]
-        border = next(stop for _, stop in person.runs if end < stop)
-        far = (later - end) * person.tr > GAP
-        test = later[far | (later >= border)]  # (another run remembers nothing of this one)
+        if len(rows(person, "train")):  # or they were left out
+            fail(
+                f"--data {person.folder}: the group has learned from them, and has a part of their "
+                "own for them; expected somebody new. Use the model as it is: python sample.py "
+                f"--ckpt {settings['ckpt']} --data {person.folder}"
+            )
+    frames = rows(person, "train", "test")
+    count = round(60 * minutes / person.tr)
+    learned = frames[:count]
+    later = frames[count:]
+    end = learned[-1]
+    border = next(stop for _, stop in person.runs if end < stop)
+    far = (later - end) * person.tr > GAP
+    test = later[far | (later >= border)]  # (another run remembers nothing of this one)
     fifth = len(learned) // 5
     if fifth < settings["frames"]:
         fail(

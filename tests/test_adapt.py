@@ -16,6 +16,7 @@ import sample
 import train
 from people import adapt
 from tools import subjects
+from tools.errors import Problem
 
 SIZES = TINY | {"runs": 3, "frames": 120}  # 96 s a run
 FAST = ["--steps", "3", "--samples", "2", "--device", "cpu"]
@@ -263,19 +264,21 @@ def test_what_cannot_be_adapted(folders, group, s4, tmp_path, capsys):
     assert "vertices" in refused(capsys, "--adapt", 2, *ckpt, *who, "--data", fewer)
 
 
-def test_somebody_of_the_group_is_tested_on_what_nobody_has_seen(folders, group, tmp_path):
-    """The first minutes of what the group learned from; and of the rest only the group's test: with
-    --leave-out, nothing. (Else the last run.)"""
+def test_of_the_group_only_who_was_left_out_can_be_adapted_to(folders, group, tmp_path, capsys):
+    ckpt = "--adapt", MINUTES, "--ckpt", group / "ckpt.pt", "--out", tmp_path
+    line = refused(capsys, *ckpt, "--data", folders[0])
+    assert "a part of their own" in line and f"sample.py --ckpt {group / 'ckpt.pt'}" in line
+
     known = adapt.load(group / "ckpt.pt")["settings"]
     settings = known | {"adapt": MINUTES, "ckpt": str(group / "ckpt.pt"), "data": folders[:1]}
     settings |= {"test": None, "val": None}
     sums = [data.Subject(folder).meta["checksums"] for folder in folders[:3]]
-    for test, expected in ((["S3"], []), (None, list(range(240, 360)))):
-        settings["group"] = {"test": test, "val": None, "checksums": sums}
+    for test, learned_from in ((["S1"], sums), (None, sums[1:])):
+        settings["group"] = {"test": test, "val": None, "checksums": learned_from}
         person = subjects.opened(data, beyond, folders[:1], settings).people[0]
-        parts = person.meta["split"]
+        parts = person.meta["split"]  # all that comes later is the test, but for 16 s
         assert parts["train"] + parts["val"] == list(range(COUNT))
-        assert parts["test"] == expected
-    settings["group"]["checksums"] = sums[1:]  # somebody new: all that comes later, but for 16 s
-    parts = subjects.opened(data, beyond, folders[:1], settings).people[0].meta["split"]
-    assert parts["test"] == list(range(COUNT + 20, 360))
+        assert parts["test"] == list(range(COUNT + 20, 360))
+    settings["group"] = {"test": None, "val": None, "checksums": sums}
+    with pytest.raises(Problem):
+        subjects.opened(data, beyond, folders[:1], settings)

@@ -660,10 +660,10 @@ def test_table_of_people(few, tmp_path, monkeypatch, in_process, capsys):
     found = results["left-out-60/closed form/P1"]["people"]["P1"]
     assert found[0] == pytest.approx(((recon - truth)[120:] ** 2).mean(), abs=1e-5)
 
-    # Who is adapted to begins with the model of all, and is tested on what that was tested on.
+    # Who is adapted to begins with the model of the others, and is tested as if alone.
     folder = tmp_path / "adapted-10/closed form/P1"
     settings = torch.load(folder / "ckpt.pt", weights_only=True)["settings"]
-    assert settings["ckpt"] == str(tmp_path / "pooled-10/closed form/all/ckpt.pt")
+    assert settings["ckpt"] == str(tmp_path / "left-out-60/closed form/P1/ckpt.pt")
     assert len(np.load(folder / "direct/direct/truth.npy")) == 60
     text = (tmp_path / "pooling.md").read_text(encoding="utf-8")
     assert f"| {found[0]:.3f} ({found[2]:.3f}) |" in text and "of 3, p " in text
