@@ -6,12 +6,13 @@ about that. So both are fitted, and person k gets
 
     m = a_k m_all + c_k m_own,      (a_k, c_k) = argmin of |z - a m_all - c m_own|^2
 
-over that person's training frames, where both say what they say of runs that they were not fitted
-to. These are two numbers a person, so that few minutes tell them; and where pooling is of no use, a
-is near 0. Both being held back by their penalties, a and c together are more than 1.
+over that person's training frames and all latents, with m as it is of runs that neither was fitted
+to. These are two numbers a person, so that few minutes tell them. Penalties hold both back, so that
+together they may be more than 1; and where pooling is of no use, a is near 0. What is fitted to one
+person alone sees that person's EEG as it was before it was aligned: aligning mixes channels.
 
-Somebody new has no part: m is m_all. After --adapt (people/adapt) the group's closed form is as it
-was, and has not seen these minutes, and the part of this one is fitted in the same way.
+Somebody new has no part: m is m_all. With --adapt (people/adapt) the group's closed form stays as
+it is, and a part is fitted to the minutes in the same way.
 
 Seam    m, what beyond/linear_gaussian expects
 Source  stacked regressions (Breiman 1996); a part for all and one for each: Evgeniou and Pontil
@@ -97,5 +98,5 @@ def fit(a, model, subject, read, segments, z):
     missed = model.own.fit(m, subject, read, segments, z)
     model.linear.residual.fit(missed)
     told = 1 - torch.cat(missed).square().mean() / z.square().mean()
-    shares = ", ".join(f"{of_all:.2f}, {own:.2f}" for of_all, own in model.own.shares.tolist())
-    return f"{found}; and with a part for each person {told:.1%}. Shares of all, own: {shares}"
+    shares = ", ".join(f"{of_all:.2f} + {own:.2f}" for of_all, own in model.own.shares.tolist())
+    return f"{found}; with a part of each person's own {told:.1%} (shares of all + own: {shares})"

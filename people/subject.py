@@ -10,8 +10,8 @@ person after the other; and what is read of its frames and EEG is in each person
 by training frames of that person; of one who has none, by all frames. C is the covariance of that
 person's scaled EEG between channels: with C^-1/2 channels are uncorrelated in everyone (Euclidean
 alignment), which takes out a part of what caps, skulls and folds of the cortex differ in. Nothing
-else knows that there are several: what is measured of such frames is a mean of about 0, a deviation
-of 1.
+else knows that there are several, but for the closed form (people/own): what is measured of such
+frames is a mean of about 0, a deviation of 1.
 
     train.py --leave-out S3   all frames of S3 are the test, and of the others none
     sample.py --data S9       of a person whom the model has not seen, all frames are the test
