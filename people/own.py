@@ -17,7 +17,8 @@ it is, and a part is fitted to the minutes in the same way.
 Seam    m, what beyond/linear_gaussian expects
 Source  stacked regressions (Breiman 1996); a part for all and one for each: Evgeniou and Pontil
         2004, Daume 2007
-Gain    GAIN
+Gain    six synthetic people, direct: MSE 0.837 -> 0.795 with ten minutes of each (alone: 0.830),
+        0.757 -> 0.710 with an hour of each (alone: 0.721)
 """
 
 import copy
