@@ -1,9 +1,10 @@
 """What if there are several people? One subject of all, and whose data a model is used on.
 
-subject.py  people as one data.Subject
-others.py   what the others tell of a moment: two controls
-own.py      what is each one's own in a closed form of all
-adapt.py    the model of several, tuned to one more
+subject.py   people as one data.Subject
+channels.py  EEG channels that all have
+others.py    what the others tell of a moment: two controls
+own.py       what is each one's own in a closed form of all
+adapt.py     the model of several, tuned to one more
 """
 
 import glob
@@ -11,8 +12,7 @@ import os
 
 from tools.errors import fail
 
-from . import adapt, subject
-from . import own as own
+from . import adapt, own, subject  # noqa: F401  (own: for beyond/)
 from .subject import People
 
 
@@ -46,6 +46,8 @@ def opened(data, folders, settings, ckpt):
         if adapted and ckpt is None:
             found.group = adapt.begin(found, settings)
         return found
+    if settings.get("bad_channels"):
+        fail("--bad-channels: is for several people; give --data of several, or leave it out")
     one = data.Subject(folders[0])
     if ckpt is None or one.meta["checksums"] == sums:
         one.split_by_names(settings)

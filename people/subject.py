@@ -30,7 +30,7 @@ import numpy as np
 
 from tools.ranks import say
 
-from . import adapt
+from . import adapt, channels
 from .others import Others
 
 SAID = "delay", "delay_in_files", "eeg_alone"  # by subject.json
@@ -42,8 +42,8 @@ def common(person):
         **{name: person.meta.get(name) for name in SAID},
         "TR": person.tr,
         "vertices": person.fmri.shape[1],
-        "EEG channels and samples": person.eeg.shape[1:],
         "names of channels": person.meta["eeg"].get("channels"),
+        "EEG channels and samples": (len(person.places), person.eeg.shape[2]),
         "space": person.space,
     }
 
@@ -52,10 +52,9 @@ class Rows:
     """An array [T,...] of all people, one after the other, in the units of each: what is asked for
     is read, and no more. name: of an array of data.Subject."""
 
-    def __init__(self, group, name):
+    def __init__(self, group, name, *shape):
         self.group, self.name = group, name
-        one = getattr(group.people[0], name)
-        self.shape = group.people[-1].stop, *one.shape[1:]
+        self.shape = group.people[-1].stop, *shape
 
     def __len__(self):
         return self.shape[0]
@@ -71,7 +70,8 @@ class Rows:
                 own = self.group.own(person)
                 x = getattr(person, self.name)[rows[here] - person.start, columns]
                 if self.name == "eeg":
-                    found[here] = self.group.align(person) @ own.eeg(x)  # [...,C,W]
+                    u = own.eeg(x).take(person.places, -2)  # [...,C,W]
+                    found[here] = self.group.align(person) @ u
                 else:
                     found[here] = own.zscore(x, columns)  # [...,V]
         return found
@@ -91,6 +91,7 @@ class People:
     def __init__(self, data, folders, settings, known):
         self.data, self.settings = data, settings
         self.people = [data.Subject(folder) for folder in folders]
+        channels.choose(self.people, settings)
         first = self.people[0]
         self.folder, self.tr, self.space = ", ".join(folders), first.tr, first.space
         self.rois = {
@@ -119,8 +120,8 @@ class People:
                     "z-scores by their own mean and deviation, its EEG by its own scale"
                 )
                 person.meta["split"] = {"test": list(range(len(person.fmri)))}
-        self.fmri = Rows(self, "fmri")
-        self.eeg = Rows(self, "eeg")
+        self.fmri = Rows(self, "fmri", first.fmri.shape[1])
+        self.eeg = Rows(self, "eeg", len(first.places), first.eeg.shape[2])
         self.own = functools.cache(self.measure)
         self.align = functools.cache(self.alignment)
         if known is None:
@@ -134,9 +135,10 @@ class People:
         for what, other in common(person).items():
             one = common(first)[what]
             if one != other:
+                more = channels.way_out(one, other) if what == "names of channels" else ""
                 raise ValueError(
                     f"{first.folder} and {person.folder} differ in {what}: {one} and {other}; "
-                    "prepare them alike (--channels, --bad-channels, --resample)"
+                    f"prepare them alike (--channels, --bad-channels, --resample){more}"
                 )
         person.name = os.path.basename(os.path.abspath(person.folder))
         sums = self.meta["checksums"]
@@ -187,7 +189,7 @@ class People:
         a reference or cleaning has emptied, are not made as strong as the others."""
         rows = np.concatenate([np.arange(*span) for span in self.known(person)])
         some = rows[:: 1 + len(rows) // 500]
-        x = self.own(person).eeg(person.eeg[some])  # [t,C,W]
+        x = self.own(person).eeg(person.eeg[some]).take(person.places, 1)  # [t,C,W]
         covariance = np.einsum("tcw,tdw->cd", x, x, dtype=np.float64) / x[:, 0].size
         power, axes = np.linalg.eigh(covariance)  # [C], [C,C]
         whitening = axes / np.sqrt(power.clip(1e-3 * power[-1])) @ axes.T
@@ -205,3 +207,4 @@ class People:
 
 def add_flags(add):
     add("--leave-out", dest="test", nargs="+", metavar="PERSON", help="of several: for the test")
+    add("--bad-channels", choices=["intersect"], help="of several: EEG channels that all have")

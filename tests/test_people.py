@@ -207,6 +207,103 @@ def test_what_a_reference_has_emptied_stays_empty(folders, tmp_path):
     assert power[0] < 1e-3 and np.allclose(power[1:], 1, atol=0.3)
 
 
+# ---- Channels that only some have ------------------------------------------------------
+
+CAPS = "AzBCD", "xCADB", "DyCBAz", "BDCA"  # of S1 to S4; A to D are the synthetic ones
+
+
+def caps(folders, to, names=CAPS):
+    """People whose EEG has these channels: of A to D each its own, of others noise."""
+    made = []
+    for folder, own in zip(folders, names):
+
+        def change(eeg, own=own):
+            there = dict(zip("ABCD", eeg.swapaxes(0, 1)))
+            return np.stack([there.get(name, noisy(eeg[:, 0])) for name in own], 1)
+
+        sums = data.Subject(folder).meta["checksums"]
+        said = {"eeg": {"channels": list(own)}, "checksums": {**sums, "cap": own}}
+        made.append(changed(folder, to / os.path.basename(folder), change, "eeg", **said))
+    return made
+
+
+def test_channels_that_all_have_are_as_if_there_were_no_others(folders, tmp_path, monkeypatch):
+    mixed = caps(folders[:3], tmp_path / "mixed")
+    plain = caps(folders[:3], tmp_path / "plain", ["ABCD"] * 3)
+    settings = SETTINGS | {"data": mixed, "bad_channels": "intersect"}
+    people = subjects.opened(data, beyond, mixed, settings)
+    expected = opened(plain)
+    assert people.eeg.shape == expected.eeg.shape == (480, 4, 40)
+    for name in ("eeg", "fmri"):
+        found = getattr(people, name)[:]
+        assert np.array_equal(found, getattr(expected, name)[:])
+    assert settings["channels"] == people.meta["eeg"]["channels"] == list("ABCD")
+    later = opened(mixed[1:], bad_channels="intersect")
+    assert later.meta["eeg"]["channels"] == list("CADB")  # as the first has them
+
+    read = []
+    array = data.Subject.eeg
+    watched = property(lambda self: Watched(array.fget(self), read))
+    monkeypatch.setattr(data.Subject, "eeg", watched)
+    people.eeg[[3, 170]]
+    assert read == [1, 1]
+
+
+def test_the_names_of_the_model_decide_which_channels_are_used(folders, tmp_path, capsys):
+    """In training, sampling and adapting; also in other orders, among others."""
+    flags = "--bad-channels", "intersect"
+    made = {}
+    for kind, names in (("mixed", CAPS), ("plain", ["ABCD"] * 4)):
+        *group, new = caps(folders, tmp_path / kind, names)
+        out = tmp_path / kind / "out"
+        ckpt = learn(group, out, *(flags if kind == "mixed" else ()))
+        asked = "--ckpt", str(out / "ckpt.pt"), "--data", new
+        sample.main([*asked, "--out", str(tmp_path / kind), *FAST])
+        recon = np.load(tmp_path / kind / "direct/recon.npy")
+        tuned = tmp_path / kind / "tuned"
+        adapt = "--adapt", "1", "--steps", "3", "--warmup", "0", "--device", "cpu"
+        train.main([*adapt, *asked, "--out", str(tuned)])
+        tuned = torch.load(tuned / "ckpt.pt", weights_only=True)
+        made[kind] = ckpt, recon, tuned
+    for i in (0, 2):
+        assert same(weights(made["mixed"][i]), weights(made["plain"][i]))
+        assert made["mixed"][i]["settings"]["channels"] == list("ABCD")
+    assert np.array_equal(made["mixed"][1], made["plain"][1])
+
+    (less,) = caps(folders[3:], tmp_path / "less", ["DBxz"])
+    mixed = "--ckpt", tmp_path / "mixed/out/ckpt.pt"
+    for main, more in ((sample.main, ()), (train.main, ("--adapt", 1))):
+        line = refused(capsys, main, *mixed, "--data", less, "--out", tmp_path / "no", *more)
+        assert less in line and "has no A, C;" in line and "D, B, x, z" in line
+    plain = "--ckpt", tmp_path / "plain/out/ckpt.pt"
+    other = tmp_path / "mixed/S4"
+    assert "channels are" in refused(capsys, sample.main, *plain, "--data", other)
+
+
+def test_channels_that_cannot_be_put_in_common(folders, tmp_path, capsys):
+    def said(names, *flags):
+        people = caps(folders, tmp_path / "-".join(names), names)
+        line = refused(capsys, train.main, "--data", *people, "--out", tmp_path / "out", *flags)
+        return people, line
+
+    flag = "--bad-channels", "intersect"
+    people, line = said(["ABCz", "ABCD"])
+    assert "differ in names of channels" in line and " ".join(flag) in line and "D, z" in line
+    _, line = said(["ABCD", "DCBA"])
+    assert " ".join(flag) in line and "order" in line
+    people, line = said(["AB", "BC", "CA"], *flag)
+    assert people[2] in line and "has no B;" in line and "C, A" in line
+    nameless = [people[0], folders[1]]
+    line = refused(capsys, train.main, "--data", *nameless, "--out", tmp_path / "out", *flag)
+    assert folders[1] in line and "it has none" in line
+    line = refused(capsys, train.main, "--data", *nameless, "--out", tmp_path / "out")
+    assert "differ in names" in line and " ".join(flag) not in line
+    line = refused(capsys, train.main, "--data", *folders[:2], "--out", tmp_path / "out", *flag)
+    assert folders[0] in line and "no names of channels" in line
+    line = refused(capsys, train.main, "--data", people[0], "--out", tmp_path / "out", *flag)
+    assert "several people" in line
+
+
 # ---- Training and sampling -------------------------------------------------------------
 
 
