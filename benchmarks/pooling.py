@@ -3,6 +3,7 @@
     python benchmarks/pooling.py --steps 0        the closed form alone
     python benchmarks/pooling.py                  the default; the table then has both
     python benchmarks/pooling.py --only alone-10 pooled-10 --people 3
+    python benchmarks/pooling.py --steps 0 --only left-out-60 alone-5 new-5 alone-10 new-10
 
 All have the same sources, on the same maps, in the same rhythms. Everyone has an own
 
@@ -17,12 +18,25 @@ and runs of 200 s to train on, and ten minutes more for the test, the same in al
     pooled-10, -60    on as many of each of all
     left-out-60       on 60 minutes of each of the others. This person is then new: z-scores are by
                       all own frames, which the mean frame knows as well
-    adapted-10, -60   that model, adapted by 10 or 60 minutes of this person (train.py --adapt)
+    new-5 ... -60     that model, adapted by so many minutes of the person left out (train.py --adapt);
+                      alone-5 and alone-20 are what these minutes are worth by themselves
 
 Writes OUT/results.jsonl and OUT/pooling.md: MSE and r of the test frames, in each person's own
 z-scores, with the mean over people and its 95% interval; and in how many people the MSE is less
 than alone (left out: than the mean frame's), with a sign test. What is there already is not done
 again, and what was interrupted goes on.
+
+Last in pooling.md is the curve of --adapt: MSE by minutes, from 0, which is left-out-60. Own
+z-scores are in the units of these minutes, and of 0 minutes in those of all frames; two points of a
+curve would be in two units. So all its points are scored in one: the z-scores of the 60 minutes
+that the person has in left-out-60. What a model wrote is brought there by the factor and the offset
+of each vertex that bring there what it wrote of the truth. Its mean frame, 0 where it was written,
+comes along: by five minutes it is poorly known, and with 0 minutes it is told by all frames.
+
+--tune gives flags to train.py where a model is adapted, and there alone; the groups that are there
+already stay as they are:
+
+    python benchmarks/pooling.py --only left-out-60 new-10 --tune "--lr 1e-4"
 """
 
 import functools
@@ -91,11 +105,13 @@ def person(seed, number):
 
 
 def make(seed, number, minutes, folder):
-    """The prepared subject of a person with so many minutes to train on, unless it is there."""
+    """The prepared subject of a person with so many minutes to train on, unless it is there. (What
+    is left of the last training run is not used.)"""
     if os.path.exists(folder):
         return
     brain, late, size = person(seed, number)
-    runs = round(minutes * 60 / (RUN * data.TR))
+    trained = round(minutes * 60 / data.TR)  # frames
+    runs = math.ceil(trained / RUN)
     count = runs + TESTS
     frames = list(range(count * RUN))
     meta = {
@@ -105,7 +121,7 @@ def make(seed, number, minutes, folder):
         "source": f"synthetic, person {number} of seed {seed}",
         "first_volume": [0] * count,
         "frames_per_run": [RUN] * count,
-        "split": {"train": frames[: runs * RUN], "test": frames[runs * RUN :]},
+        "split": {"train": frames[:trained], "test": frames[runs * RUN :]},
     }
     # EEG of `late` seconds later, in the place of what belongs there, is BOLD that comes late.
     paired = DELAY - late
@@ -143,8 +159,19 @@ CONDITIONS = {
     "left-out-60": Condition(60, "others"),
     "alone-60": Condition(60, "own"),
     "pooled-60": Condition(60, "all"),
-    "adapted-10": Condition(10, "own", "left-out-60"),  # (of --jobs after those)
-    "adapted-60": Condition(60, "own", "left-out-60"),
+    "alone-5": Condition(5, "own"),
+    "alone-20": Condition(20, "own"),
+    "new-5": Condition(5, "own", "left-out-60"),  # (of --jobs after those)
+    "new-10": Condition(10, "own", "left-out-60"),
+    "new-20": Condition(20, "own", "left-out-60"),
+    "new-60": Condition(60, "own", "left-out-60"),
+}
+CURVE = {  # minutes: (alone, with the group's model)
+    0: ("", "left-out-60"),
+    5: ("alone-5", "new-5"),
+    10: ("alone-10", "new-10"),
+    20: ("alone-20", "new-20"),
+    60: ("alone-60", "new-60"),
 }
 
 
@@ -160,23 +187,49 @@ def scored(folder, new, out, offset):
 
     units = subject.segments("train", False) + (subject.segments("test") if new else [])
     driven = data.Normaliser.measure(subject, units).zscore(subject.driven[test])  # [t,V]
-    mse, r, _ = sample.frame_scores(*map(torch.from_numpy, (recon, truth))).mean(0).tolist()
-    return [mse, r, float((truth**2).mean()), float(((driven - truth) ** 2).mean())]
+    mean_frame = float((truth**2).mean())
+    return [*mse_and_r(recon, truth), mean_frame, float(((driven - truth) ** 2).mean())]
+
+
+def mse_and_r(recon, truth):
+    """Means over frames [t,V]."""
+    return sample.frame_scores(*map(torch.from_numpy, (recon, truth))).mean(0).tolist()[:2]
+
+
+def scored_alike(subject, out):
+    """[MSE, r, MSE of the mean frame] of a person's test frames, of what sample.py has written to
+    `out`, in z-scores of the training frames of `subject`."""
+    test = np.concatenate([np.arange(*span) for span in subject.segments("test")])
+    units = data.Normaliser.measure(subject, subject.segments("train", False))
+    truth = units.zscore(subject.fmri[test])  # [t,V]
+
+    # These frames come last in all that is written.
+    names = "recon.npy", "truth.npy"
+    recon, there = (np.load(os.path.join(out, name))[-len(test) :] for name in names)  # [t,V]
+    factor = truth.std(0) / there.std(0)  # [V]
+    offset = truth.mean(0) - factor * there.mean(0)  # [V], which is what 0 becomes
+    return [*mse_and_r(recon * factor + offset, truth), float(((offset - truth) ** 2).mean())]
 
 
 def place(a, minutes, one):
     return os.path.join(a.out, f"{minutes}-minutes", one)
 
 
-def measure(a, scripts, name, minutes, teachers, tested, begins=""):
-    """The result of a model, as it stands in results.jsonl."""
+def outputs(a, name):
+    """Where sample.py has written what a model says."""
+    return os.path.join(a.out, name, "direct", "direct")
+
+
+def measure(a, scripts, name, minutes, teachers, tested, begins):
+    """The result of a model, as it stands in results.jsonl. begins: the name of the model that is
+    adapted, or ""."""
     given = ["--seed", a.seed, *(["--device", a.device] if a.device else [])]
     how = [*given, *shlex.split(a.train), *([] if a.steps is None else ["--steps", a.steps])]
     folders = [place(a, minutes, one) for one in teachers]
     out = os.path.join(a.out, name)
     if begins:
-        _, *named = name.split("/")
-        how += ["--adapt", minutes, "--ckpt", os.path.join(a.out, begins, *named, "ckpt.pt")]
+        how += ["--adapt", minutes, "--ckpt", os.path.join(a.out, begins, "ckpt.pt")]
+        how += shlex.split(a.tune)
     train = subjects.trained(scripts, out, "--data", *folders, *how)
     if train["status"]:
         fail(f"{out}/train.txt: train.py says: {train['said']}")
@@ -186,11 +239,10 @@ def measure(a, scripts, name, minutes, teachers, tested, begins=""):
     done, _ = subjects.sampled(scripts, out, "direct", *flags)
     if done["status"]:
         fail(f"{out}/direct/sample.txt: sample.py says: {done['said']}")
-    written = os.path.join(out, "direct", "direct")
     found = {}
     offset = 0
     for one, folder in zip(tested, folders):  # sample.py has them in this order
-        found[one] = scored(folder, one not in teachers, written, offset)
+        found[one] = scored(folder, one not in teachers, outputs(a, name), offset)
         offset += len(data.Subject(folder).fmri)
     return {"name": name, "people": found, "seconds": train["seconds"] + done["seconds"]}
 
@@ -199,10 +251,16 @@ def measure(a, scripts, name, minutes, teachers, tested, begins=""):
 
 CELLS = "condition", "method", "MSE", "r", "mean frame", "all that the EEG can tell"
 CELLS += "less MSE than alone", "than the mean frame", "minutes"
+POINTS = "minutes", "method", "from the group: MSE (mean frame)", "r"
+POINTS += "alone: MSE (mean frame)", "r", "less MSE than alone", "than with 0 minutes"
 
 
 def as_line(cells):
     return "| " + " | ".join(cells) + " |"
+
+
+def heading(cells):
+    return [as_line(cells), "|---" * len(cells) + "|"]
 
 
 def interval(values):
@@ -218,8 +276,54 @@ def fewer(mse, than):
     return f"{sum(better)} of {len(better)}, p {sign_test(better):.3f}"
 
 
+def untuned(method):
+    """Without what --tune has added."""
+    return method.partition(" --")[0]
+
+
+def curve(a, whole):
+    """Its lines. whole: {(condition, method): ...} of models that everyone has."""
+    lines = []
+    for method in sorted({method for _, method in whole}):
+        none = points(a, whole, "left-out-60", untuned(method))
+        for minutes, (alone, new) in CURVE.items():
+            group = points(a, whole, new, method)
+            own = points(a, whole, alone, untuned(method))
+            if group is not None:
+                cells = [str(minutes), method, *point(group), *point(own), less(group, own)]
+                cells.append(less(group, none) if minutes else "")
+                lines.append(as_line(cells))
+    said = "By minutes, in z-scores of the hour that each has in left-out-60:"
+    return ["", said, "", *heading(POINTS), *lines] if lines else []
+
+
+def points(a, whole, condition, method):
+    """`scored_alike` [n,3] of everyone, or None."""
+    if (condition, method) not in whole:
+        return None
+    minutes = CONDITIONS["left-out-60"].minutes
+    found = []
+    for one in names(a):
+        subject = data.Subject(place(a, minutes, one))
+        found.append(scored_alike(subject, outputs(a, f"{condition}/{method}/{one}")))
+    return np.array(found)
+
+
+def point(scores):
+    """The cells of scores [n,3]: MSE, and the mean frame's; r."""
+    if scores is None:
+        return ["", ""]
+    mse, r, mean = scores.T
+    return [f"{interval(mse)} ({mean.mean():.3f})", interval(r)]
+
+
+def less(scores, than):
+    """In how many people the MSE of scores [n,3] is less."""
+    return "" if than is None else fewer(scores[:, 0], than[:, 0])
+
+
 def tables(a, results):
-    """The lines of pooling.md: means over people, and then everyone."""
+    """The lines of pooling.md: means over people, everyone, and the curve of --adapt."""
     found = {}  # {(condition, method): {person: scores}}
     minutes = {}
     for name, result in results.items():
@@ -228,21 +332,28 @@ def tables(a, results):
         minutes[key] = minutes.get(key, 0) + result["seconds"] / 60
     whole = {key: rows for key, rows in found.items() if len(rows) == a.people}
 
-    means = [as_line(CELLS), "|---" * len(CELLS) + "|"]
-    everyone = [as_line(["condition", "method", *names(a)]), "|---" * (a.people + 2) + "|"]
+    means = heading(CELLS)
+    everyone = heading(["condition", "method", *names(a)])
     for key in sorted(whole, key=lambda key: (list(CONDITIONS).index(key[0]), key[1])):
         condition, method = key
         scores = np.array([whole[key][one] for one in names(a)])  # [n,4]
         kind, _, minutes_each = condition.rpartition("-")
-        alone = whole.get((f"alone-{minutes_each}", method))
+        alone = whole.get((f"alone-{minutes_each}", untuned(method)))
         compared = ""
-        if alone and kind in ("pooled", "adapted"):
+        if alone and kind in ("pooled", "new"):
             compared = fewer(scores[:, 0], np.array([alone[one][0] for one in names(a)]))
         cells = [*key, *map(interval, scores.T[:2]), *[f"{x:.3f}" for x in scores.mean(0)[2:]]]
         cells += [compared, fewer(scores[:, 0], scores[:, 2]), f"{minutes[key]:.1f}"]
         means.append(as_line(cells))
         everyone.append(as_line([*key, *[f"{mse:.3f} ({mean:.3f})" for mse, _, mean, _ in scores]]))
-    return [*means, "", "MSE, and in brackets the mean frame's:", "", *everyone]
+    return [
+        *means,
+        "",
+        "MSE, and in brackets the mean frame's:",
+        "",
+        *everyone,
+        *curve(a, whole),
+    ]
 
 
 # ---- The run ---------------------------------------------------------------------------
@@ -272,8 +383,13 @@ def run(a):
             make(a.seed, number, minutes, place(a, minutes, one))
         for model, who in CONDITIONS[condition].models(names(a)).items():
             name = f"{condition}/{method}/{model}"
+            group = ""
+            if begins:
+                name = f"{condition}/{' '.join([method, a.tune]).strip()}/{model}"
+                whose = "all" if CONDITIONS[begins].teachers == "all" else model
+                group = f"{begins}/{method}/{whose}"
             if name not in there:
-                tasks[name] = functools.partial(measure, a, scripts, name, minutes, *who, begins)
+                tasks[name] = functools.partial(measure, a, scripts, name, minutes, *who, group)
     results = subjects.run_all(a, scripts, tasks, line)
     lines = tables(a, results)
     path = os.path.join(a.out, "pooling.md")
@@ -290,6 +406,7 @@ def main(argv=None):
     add("--people", type=int, default=6, help="how many, from 3 to 9 (default: 6)")
     add("--steps", type=int, help="of training; 0: the closed form alone (default: as it chooses)")
     add("--train", default="", help='more flags for train.py, such as "--width 64"')
+    add("--tune", default="", help='the same where a model is adapted, such as "--lr 1e-4"')
     subjects.add_flags(add)
     a = p.parse_args(argv)
     if not 3 <= a.people <= 9:  # a model of one other would not be one of several people

@@ -589,7 +589,7 @@ def few(monkeypatch):
     for name, value in sizes.items():
         monkeypatch.setattr(pooling, name, value)
     for name, condition in pooling.CONDITIONS.items():
-        minutes = {10: 0.8, 60: 1.6}[condition.minutes]
+        minutes = {5: 0.6, 10: 0.8, 20: 1.2, 60: 1.6}[condition.minutes]
         pooling.CONDITIONS[name] = condition._replace(minutes=minutes)
 
 
@@ -609,7 +609,11 @@ def test_people_differ_and_their_test_frames_do_not(few, tmp_path, monkeypatch):
             pooling.make(0, 1, minutes, str(tmp_path / name))
         return data.Subject(str(tmp_path / name))
 
+    least = made("least", 0.6)  # a run and a half
+    assert least.segments("train") == [(0, 30), (30, 45)]
+    assert least.segments("test") == [(60, 90), (90, 120)]
     less = made("less", 0.8)
+    assert np.array_equal(least.fmri, less.fmri) and np.array_equal(least.eeg, less.eeg)
     more = made("more", 1.6)
     assert less.segments("train") == [(0, 30), (30, 60)]
     assert less.segments("test") == [(60, 90), (90, 120)]
@@ -628,14 +632,14 @@ def test_people_differ_and_their_test_frames_do_not(few, tmp_path, monkeypatch):
 def test_table_of_people(few, tmp_path, monkeypatch, in_process, capsys):
     monkeypatch.setattr(sample, "spaces", None)  # pictures, which take longer than all else
     flags = "--out", tmp_path, "--people", 3, "--steps", 0, "--device", "cpu"
-    flags += "--only", "pooled-10", "left-out-60", "adapted-10"
+    flags += "--only", "pooled-10", "left-out-60", "new-10"
     size = ["--train", " ".join([*SMALL, "--closed-form"]), "--sample", "--steps 2 --samples 2"]
     command(monkeypatch, pooling, *flags, *size)
     assert sorted(InProcess.calls) == ["sample.py"] * 7 + ["train.py"] * 7
     command(monkeypatch, pooling, *flags, *size)
     assert len(InProcess.calls) == 14
     results = subjects.read_results(tmp_path)
-    conditions = "left-out-60", "adapted-10"
+    conditions = "left-out-60", "new-10"
     models = [f"{name}/closed form/P{i}" for name in conditions for i in (1, 2, 3)]
     assert set(results) == {*models, "pooled-10/closed form/all"}
 
@@ -661,9 +665,55 @@ def test_table_of_people(few, tmp_path, monkeypatch, in_process, capsys):
     assert found[0] == pytest.approx(((recon - truth)[120:] ** 2).mean(), abs=1e-5)
 
     # Who is adapted to begins with the model of the others, and is tested as if alone.
-    folder = tmp_path / "adapted-10/closed form/P1"
+    folder = tmp_path / "new-10/closed form/P1"
     settings = torch.load(folder / "ckpt.pt", weights_only=True)["settings"]
     assert settings["ckpt"] == str(tmp_path / "left-out-60/closed form/P1/ckpt.pt")
     assert len(np.load(folder / "direct/direct/truth.npy")) == 60
     text = (tmp_path / "pooling.md").read_text(encoding="utf-8")
     assert f"| {found[0]:.3f} ({found[2]:.3f}) |" in text and "of 3, p " in text
+
+
+def test_the_curve_of_adapting_is_in_one_unit(few, tmp_path, monkeypatch, in_process):
+    monkeypatch.setattr(sample, "spaces", None)
+    flags = "--out", tmp_path, "--people", 3, "--steps", 0, "--device", "cpu"
+    flags += "--train", " ".join([*SMALL, "--closed-form"]), "--sample", "--steps 2 --samples 2"
+    command(monkeypatch, pooling, *flags, "--only", "left-out-60", "alone-5", "new-5")
+    assert InProcess.calls.count("train.py") == 9
+    results = subjects.read_results(tmp_path)
+
+    # Back to the scanner's units by what is known of each model, and from there to one yardstick.
+    subject = data.Subject(str(tmp_path / "1.6-minutes/P2"))
+    raw = subject.fmri.astype(np.float64)
+    hour = raw[:120]
+    truth = (raw[120:] - hour.mean(0)) / hour.std(0)
+    first = raw[:45]
+    found = {}
+    for condition, known in {"left-out-60": raw, "alone-5": None, "new-5": first}.items():
+        name = f"{condition}/closed form/P2"
+        units = torch.load(tmp_path / name / "ckpt.pt", weights_only=True)["normaliser"]
+        out = tmp_path / name / "direct/direct"
+        written = np.stack([np.load(out / "recon.npy")[-60:], np.zeros((60, 64))])
+        x = written * units["std"].numpy() + units["mean"].numpy()
+        if known is not None:
+            x = x * known.std(0) + known.mean(0)
+        mse = (((x - hour.mean(0)) / hour.std(0) - truth) ** 2).mean((1, 2))
+        found[condition] = pooling.scored_alike(subject, str(out))
+        np.testing.assert_allclose([found[condition][0], found[condition][2]], mse, rtol=1e-3)
+    assert found["alone-5"][2] == pytest.approx(found["new-5"][2], rel=1e-3)
+    own = ((raw[120:] - first.mean(0)) / first.std(0)) ** 2
+    assert results["new-5/closed form/P2"]["people"]["P2"][2] == pytest.approx(own.mean(), 1e-3)
+
+    # Each is adapted to with the model that it was left out of; and --tune is of this step alone.
+    command(monkeypatch, pooling, *flags, "--only", "new-5", "--tune", "--lr 0.01")
+    assert InProcess.calls.count("train.py") == 12
+    for method, rate in (("closed form", 1e-3 / 3), ("closed form --lr 0.01", 0.01)):
+        path = tmp_path / "new-5" / method / "P2/ckpt.pt"
+        settings = torch.load(path, weights_only=True)["settings"]
+        assert settings["ckpt"] == str(tmp_path / "left-out-60/closed form/P2/ckpt.pt")
+        assert settings["lr"] == pytest.approx(rate) and settings["adapt"] == 0.6
+    points = (tmp_path / "pooling.md").read_text(encoding="utf-8")
+    points = points.split("By minutes")[1].splitlines()[4:]
+    cells = [line.split("|")[1:3] for line in points]
+    methods = ["closed form", "closed form", "closed form --lr 0.01"]
+    assert cells == [[f" {n} ", f" {method} "] for n, method in zip((0, 5, 5), methods)]
+    assert "of 3, p " not in points[0] and all("of 3, p " in line for line in points[1:])
