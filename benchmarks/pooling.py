@@ -18,8 +18,8 @@ and runs of 200 s to train on, and ten minutes more for the test, the same in al
     pooled-10, -60    on as many of each of all
     left-out-60       on 60 minutes of each of the others. This person is then new: z-scores are by
                       all own frames, which the mean frame knows as well
-    new-5 ... -60     that model, adapted by so many minutes of the person left out (train.py --adapt);
-                      alone-5 and alone-20 are what these minutes are worth by themselves
+    new-5 ... new-60  that model, adapted by so many minutes of who was left out (train.py --adapt)
+    alone-5, -20      what these minutes are worth by themselves
 
 Writes OUT/results.jsonl and OUT/pooling.md: MSE and r of the test frames, in each person's own
 z-scores, with the mean over people and its 95% interval; and in how many people the MSE is less
