@@ -16,9 +16,10 @@ and runs of 200 s to train on, and ten minutes more for the test, the same in al
 
     alone-10, -60     trained on 10 or 60 minutes of that person
     pooled-10, -60    on as many of each of all
-    left-out-60       on 60 minutes of each of the others. This person is then new: z-scores are by
-                      all own frames, which the mean frame knows as well
-    new-5 ... new-60  that model, adapted by so many minutes of who was left out (train.py --adapt)
+    left-out-10, -60  on as many of each of the others. This person is then new: z-scores are by all
+                      own frames, which the mean frame knows as well
+    new-5 ... new-60  left-out-60, adapted by so many minutes of who was left out (train.py --adapt)
+    few-new-10        left-out-10, adapted by 10: with its network in minutes, not in hours
     alone-5, -20      what these minutes are worth by themselves
 
 Writes OUT/results.jsonl and OUT/pooling.md: MSE and r of the test frames, in each person's own
@@ -156,6 +157,7 @@ class Condition(NamedTuple):
 CONDITIONS = {
     "alone-10": Condition(10, "own"),
     "pooled-10": Condition(10, "all"),
+    "left-out-10": Condition(10, "others"),
     "left-out-60": Condition(60, "others"),
     "alone-60": Condition(60, "own"),
     "pooled-60": Condition(60, "all"),
@@ -165,6 +167,7 @@ CONDITIONS = {
     "new-10": Condition(10, "own", "left-out-60"),
     "new-20": Condition(20, "own", "left-out-60"),
     "new-60": Condition(60, "own", "left-out-60"),
+    "few-new-10": Condition(10, "own", "left-out-10"),
 }
 CURVE = {  # minutes: (alone, with the group's model)
     0: ("", "left-out-60"),
@@ -340,7 +343,7 @@ def tables(a, results):
         kind, _, minutes_each = condition.rpartition("-")
         alone = whole.get((f"alone-{minutes_each}", untuned(method)))
         compared = ""
-        if alone and kind in ("pooled", "new"):
+        if alone and kind in ("pooled", "new", "few-new"):
             compared = fewer(scores[:, 0], np.array([alone[one][0] for one in names(a)]))
         cells = [*key, *map(interval, scores.T[:2]), *[f"{x:.3f}" for x in scores.mean(0)[2:]]]
         cells += [compared, fewer(scores[:, 0], scores[:, 2]), f"{minutes[key]:.1f}"]
