@@ -101,7 +101,8 @@ class People:
         }
         self.meta = {name: first.meta[name] for name in ("eeg", *SAID) if name in first.meta}
         self.meta |= {"checksums": {}, "names": [], "first_volume": [], "source": []}
-        self.meta["units"] = ", in the person's own z-scores"
+        if first.meta.get("eeg_alone"):
+            self.meta["units"] = ", in the group's z-scores"
         self.runs = []
         self.films = []  # the names of runs, without the person
         learned = known or [person.meta["checksums"] for person in self.people]

@@ -71,7 +71,7 @@ class Outputs:
     def write_series(self, folder, name):
         """An array, with its points between frames, in raw units: a file for each run, from its
         first test frame to the last; NaN where a frame between is none (it moved, say)."""
-        subject, normaliser = self.study.subject, self.study.normaliser
+        subject = self.study.subject
         rows = self.timeline.rows
         space = self.space
         z = np.load(f"{folder}/{name}.npy", mmap_mode="r")
@@ -86,7 +86,11 @@ class Outputs:
             x = z[place]  # [t,points V]
             x[rows[place] != span] = np.nan
             x = x.reshape(-1, len(space))  # [t points,V]
-            x = x * normaliser.std if name == "std" else normaliser.raw(x)
+            units = [self.study.normaliser]
+            if hasattr(subject, "people"):
+                units.append(subject.own(subject.person(here[0])))
+            for unit in units:
+                x = x * unit.std if name == "std" else unit.raw(x)
             _, start = subject.when(here[0])
             run_name = subject.meta["names"][run - 1] if "names" in subject.meta else f"run-{run}"
             path = f"{folder}/{run_name}_desc-{name}_bold"
@@ -107,8 +111,9 @@ class Outputs:
             error = arrays["recon"][k] - arrays["truth"][k]  # [V]; 0 exactly where observed
             total = total + error**2
             count = count + (error != 0)
-        mse = np.where(np.isnan(r[0]), np.nan, total / np.maximum(count, 1))
-        maps = {"r": r[0], "r, shuffled EEG": r[1], "difference": r[0] - r[1], "MSE": mse}
+        own, shuffled = r  # [V] each
+        mse = np.where(np.isnan(own), np.nan, total / np.maximum(count, 1))
+        maps = {"r": own, "r, shuffled EEG": shuffled, "difference": own - shuffled, "MSE": mse}
         formats.save_maps(self.space, f"{folder}/desc-r_statmap", maps)
 
     def write_page(self, folder, arrays, r, title):

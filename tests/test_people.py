@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -422,8 +423,16 @@ def test_names_of_people_stay_in_what_is_written(trained, tmp_path):
         series = f"{person}_{run}_desc-recon_bold"
         assert f"{series}.dtseries.nii" in names
         about = read_json(tmp_path / f"out/direct/{series}.json")
-        assert about["Description"].endswith("own z-scores")
         assert about["Sources"] == [str(tmp_path / person)]
+        # In the scanner's units, which are twice as large in the second.
+        truth = nibabel.load(
+            tmp_path / f"out/direct/{series.replace('recon', 'truth')}.dtseries.nii"
+        )
+        subject = data.Subject(str(tmp_path / person))
+        raw = subject.fmri[slice(*subject.runs[-1])]
+        np.testing.assert_allclose(truth.get_fdata(), raw, rtol=1e-5, atol=1e-3)
+        recon = nibabel.load(tmp_path / f"out/direct/{series}.dtseries.nii").get_fdata()
+        assert np.abs(recon / raw - 1).max() < 0.5
     assert {"frames.tsv", "desc-r_statmap.dscalar.nii"} <= names
 
 
