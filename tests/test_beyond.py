@@ -813,6 +813,24 @@ def test_spread_counts_what_is_free_and_takes_its_scale_from_what_it_was_given()
     assert [round(f["spread_to_error"] * 3, 1) for f in found.values()] == [1, 1, 3]
 
 
+def test_spread_of_many_vertices_is_that_of_every_nth():
+    """Of 21,000 every third; the points between frames do not count."""
+    g = torch.Generator().manual_seed(0)
+    V, points = 21_000, 2
+    given = torch.rand(V, generator=g), torch.rand(V, generator=g) < 0.9  # left out, valid
+    x, mean = torch.randn(4, V, generator=g), torch.randn(8, V, generator=g)
+    std, mask = torch.rand(8, V, generator=g), torch.rand(4, V, generator=g) < 0.3
+    found = []
+    for step, between in ((1, points), (3, 1)):
+        some, frames = slice(None, None, step), slice(None, None, points // between)
+        spread = calibration.Spread(*(u[some] for u in given), 8, 0, between)
+        spread.add(x[:, some], mask[:, some], mean[frames, some], std[frames, some])
+        found.append(spread.sums)
+    for sums, expected in zip(*(sums.values() for sums in found)):
+        torch.testing.assert_close(sums, expected)
+        assert sums[-1] == (~mask & given[1])[:, ::3].sum() < x.numel() / 3
+
+
 def test_all_flags_of_chapters_have_a_help_text():
     seen = []
     add = functools.partial(lambda name, **how: seen.append((name, how.get("help"))))
