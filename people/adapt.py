@@ -10,6 +10,8 @@ the last fifth is for validation; it chooses steps and shares, and is then train
 
 Seam    the subject; and what training begins with
 Source  ours
+Gain    six synthetic people, the closed form: with five minutes of somebody MSE 0.929 (alone) ->
+        0.843 (after an hour of five others), with twenty 0.754 -> 0.738
 """
 
 import os
