@@ -81,6 +81,8 @@ def expected(model, subject, read, low, high, late=0):
     if person.number is None:  # somebody new
         return m
     a, c = model.own.shares[person.number]
+    if c == 0:  # who was left out has a part that was never fitted
+        return a * m
     own = model.own.each[person.number]
     return a * m + c * own.expected(as_it_was(subject, person, read), low, high, late)
 

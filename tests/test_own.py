@@ -204,6 +204,21 @@ def reconstructed(ckpt, out, *folders):
     return np.load(out / "direct/recon.npy")
 
 
+def test_who_is_left_out_is_sampled_with_what_all_have(group, folders, tmp_path):
+    """Also with others, one of whom lends the EEG for other_eeg, and one whom nobody knows."""
+    alone = reconstructed(group, tmp_path / "alone", folders[2])
+    assert np.isfinite(alone).all() and len(alone) == 240
+    several = reconstructed(group, tmp_path / "several", *folders[2:])
+    np.testing.assert_allclose(several[:240], alone, atol=1e-3)
+
+    # The same numbers, if they are taken for somebody new: only by whom they are known differs.
+    ckpt = torch.load(group, weights_only=True)
+    ckpt["checksums"]["S3"] = {"fmri": "of somebody else"}
+    torch.save(ckpt, tmp_path / "ckpt.pt")
+    unknown = reconstructed(tmp_path / "ckpt.pt", tmp_path / "unknown", folders[2])
+    np.testing.assert_allclose(unknown, alone, atol=1e-3)
+
+
 def test_whose_part_it_is_does_not_hang_on_who_else_is_opened(folders, tmp_path):
     flags = *SMALL, "--closed-form", "--steps", "0"
     train.main(["--data", *folders[:3], "--out", str(tmp_path / "out"), *flags])
