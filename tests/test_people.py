@@ -120,6 +120,13 @@ def runs_of(people, split):
     return [people.meta["names"][people.when(low)[0] - 1] for low, _ in people.segments(split)]
 
 
+def test_a_slash_at_the_end_changes_no_order(folders):
+    """As a shell completes names. Each of several processes has to find the same order."""
+    for order in itertools.permutations(folders[:3]):
+        people = opened([f"{folder}/" for folder in order] + [order[0]])
+        assert [person.folder for person in people.people] == folders[:3]
+
+
 def test_names_choose_among_the_runs_of_all(folders):
     left = opened(folders[:3], test=["S3"])  # --leave-out S3
     assert runs_of(left, "test") == [f"S3_run-{i}" for i in range(1, 5)]
