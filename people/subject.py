@@ -73,7 +73,7 @@ class Rows:
                     u = own.eeg(x).take(person.places, -2)  # [...,C,W]
                     found[here] = self.group.align(person) @ u
                 else:
-                    found[here] = own.zscore(x, columns)  # [...,V]
+                    found[here] = own.zscore(x, columns) * self.group.varies()[columns]  # [...,V]
         return found
 
 
@@ -125,6 +125,7 @@ class People:
         self.eeg = Rows(self, "eeg", len(first.places), first.eeg.shape[2])
         self.own = functools.cache(self.measure)
         self.align = functools.cache(self.alignment)
+        self.varies = functools.cache(self.vary)
         if known is None:
             data.Subject.split_by_names(self, settings)  # fails if a name is of nobody's run
         self.others = Others(self)
@@ -204,6 +205,11 @@ class People:
             some = types.SimpleNamespace(fmri=person.eeg[:, :, 0], eeg=person.eeg)
             return self.data.Normaliser([0], [1], measure(some, *how).eeg_scale)
         return measure(person, *how)
+
+    def vary(self):
+        """bool [V]: which vertices vary in everyone. All others are 0 in all, or else who has
+        nothing there would be right there for free."""
+        return np.all([self.own(person).valid for person in self.people], 0)
 
 
 def add_flags(add):

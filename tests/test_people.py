@@ -401,6 +401,24 @@ def test_eeg_alone_is_reconstructed_in_the_groups_units(folders, group, tmp_path
     assert np.array_equal(*found) and not (tmp_path / "a/direct/truth.npy").exists()
 
 
+def test_a_vertex_that_is_flat_in_one_is_nobodys(folders, tmp_path):
+    """Else that person's 0 would be right for free, and the others' z-scores larger there."""
+
+    def flat(x):
+        x[:, 5] = 7
+        return x
+
+    other = changed(folders[1], tmp_path / "S2", flat, "fmri")
+    people = opened([folders[0], other, folders[2]])
+    z = people.fmri[:]
+    assert not z[:, 5].any() and z[:, [4, 6]].any(0).all()
+    assert np.array_equal(people.fmri[3:9, 4:7], z[3:9, 4:7])
+    valid = data.Normaliser.measure(people, people.segments("train")).valid
+    assert not valid[5] and valid.sum() == people.fmri.shape[1] - 1
+    with_all = opened(folders[:3]).fmri[:]
+    assert with_all[:, 5].any() and np.array_equal(with_all[:, 6:], z[:, 6:])
+
+
 def test_resumed_as_if_nothing_had_happened(folders, group, tmp_path):
     out = tmp_path / "out"
     learn(folders[:3], out, "--steps", "3", "--warmup", "0", "--lr", "1e-3")
