@@ -85,7 +85,8 @@ def split(person, settings):
         if len(rows(person, "train")):  # or they were left out
             fail(
                 f"--data {person.folder}: the group has learned from them, and has a part of their "
-                "own for them; expected somebody new. Use the model as it is: python sample.py "
+                "own for them; expected somebody new, or who was left out, in a folder of the name "
+                "that it had then. Use the model as it is: python sample.py "
                 f"--ckpt {settings['ckpt']} --data {person.folder}"
             )
     frames = rows(person, "train", "test")
