@@ -133,9 +133,9 @@ def check_splits(study, a):
     if not study.splits["test"] or (a.calibrate and not study.splits["val"]):
         fail(
             f"{folder}: there are no test frames, or none for --calibrate that training left out; "
-            "prepare it from two runs or more; for --calibrate from four, and train with --no-refit "
-            "and --steps above 0. (Of a person who was left out all frames are the test: name that "
-            "folder, as it was called then.)"
+            "prepare it from two runs or more; for --calibrate from four, and train with "
+            "--no-refit and --steps above 0. (Of a person who was left out all frames are the "
+            "test: name that folder, as it was called then.)"
         )
     asked = a.interrecon or not a.paper  # what training frames tell: of this the paper has nothing
     if asked and not study.measured and not study.splits["train"]:
