@@ -290,12 +290,13 @@ def curve(a, whole):
     for method in sorted({method for _, method in whole}):
         none = points(a, whole, "left-out-60", untuned(method))
         for minutes, (alone, new) in CURVE.items():
+            if (new, method) not in whole:
+                continue
             group = points(a, whole, new, method)
             own = points(a, whole, alone, untuned(method))
-            if group is not None:
-                cells = [str(minutes), method, *point(group), *point(own), less(group, own)]
-                cells.append(less(group, none) if minutes else "")
-                lines.append(as_line(cells))
+            cells = [str(minutes), method, *point(group), *point(own), less(group, own)]
+            cells.append(less(group, none) if minutes else "")
+            lines.append(as_line(cells))
     said = "By minutes, in z-scores of the hour that each has in left-out-60:"
     return ["", said, "", *heading(POINTS), *lines] if lines else []
 

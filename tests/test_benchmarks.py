@@ -673,6 +673,15 @@ def test_table_of_people(few, tmp_path, monkeypatch, in_process, capsys):
     assert f"| {found[0]:.3f} ({found[2]:.3f}) |" in text and "of 3, p " in text
 
 
+def test_a_table_without_a_curve(few, tmp_path, monkeypatch, in_process):
+    monkeypatch.setattr(sample, "spaces", None)
+    flags = "--out", tmp_path, "--people", 3, "--steps", 0, "--device", "cpu", "--only", "alone-10"
+    size = ["--train", " ".join([*SMALL, "--closed-form"]), "--sample", "--steps 2 --samples 2"]
+    command(monkeypatch, pooling, *flags, *size)
+    text = (tmp_path / "pooling.md").read_text(encoding="utf-8")
+    assert "| alone-10 | closed form |" in text and "By minutes" not in text
+
+
 def test_the_curve_of_adapting_is_in_one_unit(few, tmp_path, monkeypatch, in_process):
     monkeypatch.setattr(sample, "spaces", None)
     flags = "--out", tmp_path, "--people", 3, "--steps", 0, "--device", "cpu"

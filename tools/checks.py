@@ -132,10 +132,9 @@ def check_splits(study, a):
     folder = study.subject.folder
     if not study.splits["test"] or (a.calibrate and not study.splits["val"]):
         fail(
-            f"{folder}: there are no test frames, or none for --calibrate that training left out; "
-            "prepare it from two runs or more; for --calibrate from four, and train with "
-            "--no-refit and --steps above 0. (Of a person who was left out all frames are the "
-            "test: name that folder, as it was called then.)"
+            f"{folder}: no test frames (who was left out is the test: name that folder, as it was "
+            "called then), or none for --calibrate that training left out; prepare it from two "
+            "runs or more; for --calibrate from four, and train with --no-refit, --steps over 0"
         )
     asked = a.interrecon or not a.paper  # what training frames tell: of this the paper has nothing
     if asked and not study.measured and not study.splits["train"]:
