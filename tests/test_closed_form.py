@@ -425,7 +425,7 @@ def test_auto_chooses_by_what_is_there_and_leaves_what_is_given(tiny):
     given = chosen(0.8, 500, "--vary", "--context", "1", "--loss", "latent", "--no-closed-form")
     assert (given.vary, given.context, given.loss, given.closed_form) == (True, 1, "latent", False)
     missing = [name for name, value in vars(few).items() if value is None]
-    unset = {"data", "device", "precision", "test", "val", "adapt", "ckpt"}
+    unset = {"data", "device", "precision", "test", "val", "adapt", "ckpt", "bad_channels"}
     assert set(missing) <= unset, missing
 
 
