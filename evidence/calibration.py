@@ -58,11 +58,11 @@ class Spread:
     def add(self, x, mask, mean, std):
         """Frames x [K,V], what of them was observed, bool [K,V], which does not count; mean and std
         over samples [K points,V]."""
-        frame = slice(None, None, self.points)
+        frames = slice(None, None, self.points)
         some = slice(None, None, 1 + x.shape[1] // VERTICES)
         free = (~mask & self.valid)[:, some]
-        error = (mean[frame] - x)[:, some][free]  # [m]
-        std = std[frame, some][free].clamp(min=1e-6)  # [m]
+        error = (mean[frames] - x)[:, some][free]  # [m]
+        std = std[frames, some][free].clamp(min=1e-6)  # [m]
         own = self.with_mean * std**2  # [m]
         left_out = self.left_out.expand_as(x)[:, some][free]  # [m]
         for name, (share, scale) in self.claims.items():

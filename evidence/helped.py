@@ -104,10 +104,11 @@ class Helped:
         self.looked = self.thread.submit(self.look, x, share)
 
     def look(self, x, share):
+        """In the thread: adds S or D of these vertices, run by run."""
         for i, (low, high) in enumerate(self.results.timeline.stretches):
             run = without_drift(x[:, low:high], self.results.subject.tr)
-            found = likeness if self.direct else advantage
-            self.runs[i] = self.runs[i] + found(run, share)  # [t,regions]
+            measure = likeness if self.direct else advantage
+            self.runs[i] = self.runs[i] + measure(run, share)  # [t,regions]
 
     def tell(self):
         """Puts "helped" into metrics, {region: {"p", "r_gain"}}; returns lines that say it. p is

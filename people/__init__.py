@@ -39,8 +39,7 @@ def opened(data, folders, settings, ckpt):
         known = ckpt and list(sums.values())
         try:
             each = {os.path.normpath(folder) for folder in folders}  # S1/, as a shell has it: S1
-            by_name = sorted(each, key=os.path.basename)
-            found = People(data, by_name, settings, known)
+            found = People(data, sorted(each, key=os.path.basename), settings, known)
         except ValueError as error:
             fail(f"--data: {error}", error)
         if ckpt and all(one in known for one in found.meta["checksums"].values()):

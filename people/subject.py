@@ -207,9 +207,11 @@ class People:
         return measure(person, *how)
 
     def vary(self):
-        """bool [V]: which vertices vary in everyone. All others are 0 in all, or else who has
-        nothing there would be right there for free."""
-        return np.all([self.own(person).valid for person in self.people], 0)
+        """bool [V]: which vertices vary in everyone whom the model learns from. All others are 0 in
+        all, or else who has nothing there would be right there for free. Somebody new changes
+        nothing for them."""
+        members = [person for person in self.people if person.number is not None]
+        return np.all([self.own(person).valid for person in members or self.people], 0)
 
 
 def add_flags(add):

@@ -17,7 +17,7 @@ HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 CORE = {"neuroframes.py": 3500, "data.py": 3700, "train.py": 2800, "sample.py": 3200}
 FOLDERS = {
     "beyond": 12_000,
-    "people": 4_100,
+    "people": 4_200,
     "recordings": 9_000,
     "spaces": 7_000,
     "evidence": 4_500,

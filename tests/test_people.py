@@ -415,6 +415,14 @@ def test_a_vertex_that_is_flat_in_one_is_nobodys(folders, tmp_path):
     assert np.array_equal(people.fmri[3:9, 4:7], z[3:9, 4:7])
     valid = data.Normaliser.measure(people, people.segments("train")).valid
     assert not valid[5] and valid.sum() == people.fmri.shape[1] - 1
+    # Somebody new, in whom it is flat, is no reason to leave it out.
+    known = {
+        name: data.Subject(folders[i]).meta["checksums"] for i, name in enumerate(["S1", "S3"])
+    }
+    ckpt = {"checksums": known}
+    settings = SETTINGS | {"data": [folders[0], folders[1]]}
+    mixed = subjects.opened(data, beyond, [folders[0], other], settings, ckpt)
+    assert mixed.fmri[:40, 5].any() and not mixed.fmri[-40:, 5].any()
     with_all = opened(folders[:3]).fmri[:]
     assert with_all[:, 5].any() and np.array_equal(with_all[:, 6:], z[:, 6:])
 
