@@ -175,13 +175,13 @@ class Batches:
     """Draws windows of the training runs, and goes through those of the validation run.
 
     A batch is (z [B,K,d], n [B], eps [B,K,d], EEG [B,L,C,W], its times [B,L] in frames), on the
-    device: what `window_losses` compares. With it comes the loss of an autoencoder that is trained
-    along (beyond/joint), else 0.
+    device: what `window_losses` compares. In validation the loss of an autoencoder that is trained
+    along (beyond/joint) comes with it, else 0.
     """
 
     def __init__(self, a, subject, normaliser, splits, latents_of, where):
         self.a, self.splits, self.where = a, splits, where  # splits: name -> [(low, high)]
-        self.latents_of = latents_of  # rows [B,K] -> z [B,K,d], and their own loss or 0
+        self.latents_of = latents_of  # rows [B,K] -> z [B,K,d], and a loss of their own or 0
         self.frames, _, self.W = subject.eeg.shape
         self.read_eeg = memory.reader(subject, normaliser, where)  # rows [B,L] -> [B,L,C,W]
         tiles = data.tile(splits["val"], a.frames)
@@ -202,7 +202,7 @@ class Batches:
         return *memory.to_device(self.where, z, eeg, torch.from_numpy(times)), extra
 
     def draw(self, step, d, schedule):
-        """(batch, extra loss, number of windows) of a step. All that is random follows from (seed,
+        """(batch, number of windows) of a step. All that is random follows from (seed,
         step). Of torchrun's processes each gets its share of the windows."""
         seed = self.a.seed * 1_000_003 + step
         torch.manual_seed(seed)  # so that --resume draws the same
@@ -216,9 +216,9 @@ class Batches:
         eps = torch.randn(count, windows[0].length, d)  # K, or less where runs are shorter
         windows, n, eps = processes.share(windows, n, eps)
         processes.seed_dropout(seed)  # of encoders that have one
-        z, eeg, times, extra = self.read(windows, shift)
+        z, eeg, times, _ = self.read(windows, shift)
         n, eps = memory.to_device(self.where, n, eps)
-        return (z, n, eps, eeg, times), extra, count
+        return (z, n, eps, eeg, times), count
 
     def validation(self, schedule):
         """(batch, extra loss, windows) of the validation run, on noise that is the same every
@@ -255,10 +255,10 @@ def validate(net, weight, batches):
         return None
     total = torch.zeros(2, device=batches.where)  # sum, count
     for batch, extra, _ in batches.validation(net.schedule):
-        losses = window_losses(net, weight, *batch) + extra  # [B]
+        losses = window_losses(net, weight, *batch)  # [B]
         if batches.a.predict == "eps":
             losses = losses / net.schedule.alpha_bar[batch[1].cpu()].to(losses)
-        total[0] += losses.sum()
+        total[0] += (losses + extra).sum()
         total[1] += len(losses)
     loss, count = processes.summed(total)
     return float(loss / count)
@@ -312,7 +312,9 @@ def prepare(a, where, run):
     )
     saved = run.restored("autoencoder")
     if a.autoencoder == "joint":
-        autoencoder, latents_of = beyond.joint.start(a, subject, normaliser, saved, where)
+        autoencoder, latents_of = beyond.joint.start(
+            a, subject, normaliser, saved, where, processes.summed
+        )
     else:
         autoencoder = processes.from_first(
             find_autoencoder, a, subject, normaliser, rows, saved, where
@@ -343,9 +345,10 @@ def train(a, where, run):
     weight = 1.0  # of each latent in the loss
     if a.loss == "vertex":
         weight = beyond.vertex_loss.weight(autoencoder)
-    # (PCA has no parameters; beyond/joint has.)
+    # (PCA has no parameters; beyond/joint has, and takes their steps by itself.)
     trained = [p for p in [*model.parameters(), *autoencoder.parameters()] if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=a.lr, weight_decay=a.weight_decay, fused=True)
+    autoencoder.optimizer = optimizer  # for beyond/joint
     if a.compile:
         device.compiled(model.dit, where)
     # losses_of(*batch) = window_losses(model, weight, *batch); of several processes' gradients the
@@ -357,16 +360,17 @@ def train(a, where, run):
         run.keep(**ckpt)
 
     for step in run.steps():
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(a, step)
+
         # Windows, diffusion steps and noise, and Eq. 3 on them. Where that is faster, in bfloat16.
         model.train()
         with device.autocast(where, a.width, a.precision):
-            batch, extra, count = batches.draw(step, autoencoder.latent_dim, model.schedule)
+            batch, count = batches.draw(step, autoencoder.latent_dim, model.schedule)
             losses = losses_of(*batch)  # [B]
-            loss = processes.share_of_mean(losses, count) + extra  # with one process: losses.mean()
+            loss = processes.share_of_mean(losses, count)  # with one process: losses.mean()
 
         # Down the gradient; a batch that is unlike others may not throw the weights far.
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(a, step)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()

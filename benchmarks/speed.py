@@ -45,10 +45,9 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 import data
 import sample as sampling
 import train
-from beyond import any_vertices, second_order
+from beyond import any_vertices, joint, second_order
 from beyond.computed_once import once
 from beyond.gaussian_prior import GaussianPrior
-from beyond.joint import JointAutoencoder
 from beyond.whole_runs import Windows
 from neuroframes import LinearAutoencoder, NeuroFrames, denoise
 from tools import checkpoints, large
@@ -272,15 +271,18 @@ def training(a, meter):
         replaced(data.Normaliser, "measure", lambda *_: known),
         replaced(checkpoints, "save", lambda path, state: None),
     ):
-        joint = "--autoencoder", "joint"
-        steps(a, meter, "training step, --autoencoder joint", 8, "joint", *joint)
+        flags = "--autoencoder", "joint"
+        steps(a, meter, "training step, --autoencoder joint", 8, "joint", *flags)
 
 
 class StepClock:
-    """When each step of train.py began, and ended; the seconds for which it waited for data."""
+    """When each of `count` steps of train.py began, and ended; the seconds for which it waited for
+    data; and what steps before the last needed of memory. The last is counted, not timed: while it
+    is counted, arrays are kept for longer."""
 
-    def __init__(self, device):
-        self.device = device
+    def __init__(self, device, count):
+        self.device, self.count = device, count
+        self.peak = None
         self.began = []
         self.ended = []
         self.loading = []
@@ -291,7 +293,8 @@ class StepClock:
         def draw(*args):
             if not self.began:
                 peak(self.device, reset=True)
-            if len(self.began) == 1:  # the second step is counted, not timed; the first warms up
+            if len(self.began) == self.count - 1:
+                self.peak = peak(self.device)
                 self.counter.__enter__()
             self.spent = 0.0
             self.began.append(time.perf_counter())
@@ -315,7 +318,7 @@ class StepClock:
             f(*args)
             finished(self.device)
             self.ended.append(time.perf_counter())
-            if len(self.ended) == 2:
+            if len(self.ended) == self.count:
                 self.counter.__exit__(None, None, None)
 
         return finish_step
@@ -324,7 +327,7 @@ class StepClock:
 def steps(a, meter, name, count, out, *flags):
     """Time train.py's steps from its own calls: Batches.draw begins one and loads what it needs,
     Run.finish_step ends it."""
-    clock = StepClock(meter.device)
+    clock = StepClock(meter.device, count)
     dtype = torch.bfloat16 if has_bfloat16(meter.device) else torch.float32
     sizes = {**train.SIZES["large"], "heads": NETWORK["heads"], "steps": count}
     given = ["--data", a.subject, "--out", os.path.join(a.out, out), "--preset", "paper"]
@@ -332,24 +335,26 @@ def steps(a, meter, name, count, out, *flags):
     for size, value in sizes.items():  # however few frames there are
         given += [f"--{size.replace('_', '-')}", str(value)]
     before = matmul_rate(meter.device, dtype)
-    loss = clock.around_loss(JointAutoencoder.reconstruction_loss)
+    maps = joint.JointAutoencoder
     with (
         replaced(train.Batches, "draw", clock.around_draw(train.Batches.draw)),
-        replaced(JointAutoencoder, "reconstruction_loss", loss),
+        replaced(maps, "encode", clock.around_loss(maps.encode)),
+        replaced(maps, "decode", clock.around_loss(maps.decode)),
+        replaced(joint, "learn", clock.around_loss(joint.learn)),
         replaced(Run, "finish_step", clock.around_finish(Run.finish_step)),
     ):
         train.main(given)
-    most = peak(meter.device)
     rate = (before + matmul_rate(meter.device, dtype)) / 2
     flop = clock.counter.get_total_flops()
-    took = np.median([end - begin for begin, end in zip(clock.began, clock.ended)][2:])
+    timed = slice(1, count - 1)  # the first warms up
+    took = np.median([end - begin for begin, end in zip(clock.began, clock.ended)][timed])
     meter.found[name] = {
         "seconds": took,
         "gflop": flop / 1e9,
-        "peak": most,
+        "peak": clock.peak,
         "share": flop / took / rate,
         "rate": rate / 1e9,
-        "loader": float(np.median(clock.loading[2:]) / took),
+        "loader": float(np.median(clock.loading[timed]) / took),
     }
 
 
@@ -673,14 +678,14 @@ def show_path(rows, T):
 def show_training(rows, T):
     show_stages(rows, T)
     step = rows["training step"]
-    joint = rows["training step, --autoencoder joint"]
-    longer = joint["seconds"] / step["seconds"]
+    along = rows["training step, --autoencoder joint"]
+    longer = along["seconds"] / step["seconds"]
     over = 1 / rows["fit of the autoencoder"]["share"]
     count = 200 * round(T * 0.75) // 320
     minutes = count * step["seconds"] / 60
     print(
         f"\nA training step waits {step['loader']:.1%} of its time for data (joint: "
-        f"{joint['loader']:.1%}); joint takes {longer:.2f} times as long.\n"
+        f"{along['loader']:.1%}); joint takes {longer:.2f} times as long.\n"
         f"The fit takes {over:.2f} times as long as its matrix products at the measured rate.\n"
         f"200 epochs are {count:,} steps: {minutes:,.0f} minutes at this rate.\n"
     )

@@ -5,6 +5,7 @@ import functools
 import glob
 import os
 import re
+import types
 
 import numpy as np
 import pytest
@@ -111,7 +112,7 @@ def correlated_autoencoder(rng, V, d):
     E[:, V - 1] = E[:, V - 2]
     D = np.linalg.pinv(E) * scale
     outside = 0.5 * (np.eye(V) - np.linalg.pinv(E) @ E)
-    arrays = {"E": E, "D": D / scale, "latent_mean": np.zeros(d), "latent_scale": scale}
+    arrays = {"E": E, "D": D / scale, "mean": np.zeros(V), "latent_scale": scale}
     tensors = {name: torch.from_numpy(array).float() for name, array in arrays.items()}
     autoencoder = joint.JointAutoencoder(V, d)
     autoencoder.load_state_dict(tensors)
@@ -485,8 +486,9 @@ def test_float64_stays_on_the_cpu(encoder, predict, monkeypatch):
     with NoDouble():
         autoencoder = joint.JointAutoencoder(9, 6).to("meta")
         h = model.encoder(torch.empty(2, 5, 4, 32, device="meta"))
-        _, loss = autoencoder.reconstruction_loss(autoencoder.decode(z))
-        (model.squared_error(z, n, z, h).sum() + loss).backward()
+        model.squared_error(z, n, z, h).sum().backward()
+        losses = autoencoder.decode(autoencoder.encode(autoencoder.decode(z))).mean((1, 2))
+        joint.learn(autoencoder, z, losses, lambda x: x)
         denoise(
             lambda z_n, n: model(z_n, n, h),
             lambda z0, abar: held(z0, z, 0.5),
@@ -543,27 +545,56 @@ def test_band_power_looks_at_its_neighbours_only():
     assert not torch.equal(encoder(eeg), encoder(eeg))  # dropout
 
 
+def joint_maps(x, d, lr=1e-2):
+    """(JointAutoencoder, its function from rows of frames x [T,V] to latents and their loss)."""
+    subject = types.SimpleNamespace(fmri=x.numpy())
+    normaliser = types.SimpleNamespace(zscore=lambda frames: frames)
+    a = types.SimpleNamespace(latent_dim=d)
+    given = a, subject, normaliser, None, torch.device("cpu"), lambda summed: summed
+    autoencoder, latents = joint.start(*given)
+    autoencoder.optimizer = torch.optim.AdamW(autoencoder.parameters(), lr=lr, weight_decay=0)
+    return autoencoder, latents
+
+
 def test_joint_autoencoder_learns_the_pca_error_and_hides_from_the_diffusion_loss():
     torch.manual_seed(0)
     x = torch.randn(400, 4) @ torch.randn(4, 30) + 0.1 * torch.randn(400, 30)
     x -= x.mean(0)
     best = LinearAutoencoder(30, 4)
-    autoencoder = joint.JointAutoencoder(30, 4)
     best.fit(x)
     floor = (best.decode(best.encode(x)) - x).square().mean()
-    optimizer = torch.optim.Adam(autoencoder.parameters(), lr=1e-2)
+    autoencoder, latents = joint_maps(x, 4)
+    rows = np.arange(400).reshape(40, 10)
     for _ in range(800):
-        z, loss = autoencoder.reconstruction_loss(x[None])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert not z.requires_grad and floor <= loss < 1.1 * floor
+        z, extra = latents(rows)
+        assert not z.requires_grad and extra == 0.0 and autoencoder.E.grad is None
+    with torch.no_grad():
+        z, losses = latents(rows)
+    assert losses.shape == (40,) and floor <= losses.mean() < 1.1 * floor
     torch.testing.assert_close(z.std((0, 1)), torch.ones(4), atol=0.05, rtol=0)
     again = autoencoder.decode(autoencoder.encode(x))
     exact = x @ autoencoder.E.T @ autoencoder.D.T
     torch.testing.assert_close(again, exact, atol=1e-4, rtol=1e-4)
     with torch.autocast("cpu", torch.bfloat16):
-        assert autoencoder.reconstruction_loss(x[None])[0].dtype == torch.float32
+        assert latents(rows)[0].dtype == torch.float32
+
+
+def test_joint_maps_step_alone_and_the_other_weights_of_their_optimizer_stay():
+    """Their step is AdamW's with the gradient of the mean loss."""
+    torch.manual_seed(0)
+    x = torch.randn(6, 5)
+    rows = np.arange(6).reshape(3, 2)
+    other = torch.nn.Parameter(torch.ones(2))
+    autoencoder, latents = joint_maps(x, 2)
+    E, D = (weights.detach().clone().requires_grad_() for weights in autoencoder.parameters())
+    autoencoder.optimizer = torch.optim.AdamW([other, autoencoder.E, autoencoder.D], lr=0.1)
+    latents(rows)
+    assert torch.equal(other, torch.ones(2))
+
+    (x @ E.T @ D.T - x).square().mean().backward()
+    torch.optim.AdamW([E, D], lr=0.1).step()
+    torch.testing.assert_close(autoencoder.E, E)
+    torch.testing.assert_close(autoencoder.D, D)
 
 
 def test_vertex_loss_weighs_latents_as_vertices_do():

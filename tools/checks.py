@@ -64,7 +64,7 @@ def settle_training(a, paper, beyond):
     recipe = {"paper": paper, "tiny": beyond.TINY, "auto": {"autoencoder": "pca"}}[a.preset]
     if a.autoencoder == "joint":
         with blaming(a, "prior", "loss", "closed_form"):
-            beyond.joint.settle(a, WORLD)
+            beyond.joint.settle(a)
     fill(a, recipe)
 
 
