@@ -5,28 +5,27 @@ import math
 import numpy as np
 import torch
 
+from .device import bfloat16_pays
 from .ranks import say
 
 
-def eigenvectors(gram, count):
-    """The leading `count` eigenvalues and eigenvectors of a large float64 matrix, ascending.
+def leading(gram, count):
+    """An orthonormal basis [T,count] of what the leading eigenvectors of gram [T,T] span, nearly.
 
     Of 8,192 all take a minute, and an eighth or less is wanted: so a basis of half as many more is
     multiplied by the matrix again and again, until once more captures less than 3e-4 of the whole
     more (subspace iteration, Halko et al. 2011). All eigenvectors would capture 3e-6 of the whole
     more if power falls like 1/i, and 5e-4 if it hardly falls."""
-    rounded = gram.float()
     generator = torch.Generator().manual_seed(0)
-    start = torch.randn(len(gram), min(len(gram), 3 * count // 2 + 32), generator=generator)
+    start = torch.randn(len(gram), 3 * count // 2 + 32, generator=generator)
     before, captured = -1.0, 0.0
     while captured - before > 3e-4:
         before = captured
         basis = torch.linalg.qr(start)[0]
-        start = rounded @ basis
-        captured = float((basis * start).sum() / rounded.trace())
-    basis = torch.linalg.qr(start.double())[0]
-    power, turn = torch.linalg.eigh(basis.T @ gram @ basis)
-    return power[-count:], basis @ turn[:, -count:]
+        start = gram @ basis
+        captured = float((basis * start).sum() / gram.trace())
+    _, turn = torch.linalg.eigh(basis.T @ start)
+    return basis @ turn[:, -count:]
 
 
 def fit(autoencoder, subject, normaliser, rows):
@@ -53,32 +52,37 @@ def fit(autoencoder, subject, normaliser, rows):
 @torch.no_grad()
 def fit_in_blocks(autoencoder, columns, T, block=4096):
     """LinearAutoencoder.fit for T frames that come as columns(slice of vertices) -> [T,v]: the same
-    sums, a block of vertices at a time, and the eigenvectors of x x^T [T,T]. (The covariance of
-    91,282 vertices would be 33 GB, 8,192 frames themselves are 3 GB.) block: also the largest T for
-    which all eigenvectors are computed in float64."""
-    V = len(autoencoder.mean)
+    sums, a block of vertices at a time. (The covariance of 91,282 vertices would be 33 GB, 8,192
+    frames themselves are 3 GB.) block: also the largest T for which all eigenvectors of x x^T are
+    computed.
+
+    More frames than that are rounded to bfloat16 for x x^T where this is faster, which turns the
+    span of its leading eigenvectors by next to nothing. Within it all is found anew, from frames
+    that are not rounded: of u = basis^T x, the principal axes are those of u u^T."""
     mean = torch.zeros_like(autoencoder.mean)
-    spans = [slice(i, min(i + block, V)) for i in range(0, V, block)]
+    spans = [slice(i, i + block) for i in range(0, len(mean), block)]
+    few = block >= T
 
     # x x^T is symmetric: of its blocks those right of the diagonal need not be computed.
-    gram = torch.zeros(T, T, dtype=torch.float64)
+    gram = torch.zeros(T, T)
     for span in spans:
         x = columns(span)
         mean[span] = x.mean(0)
         x -= mean[span]
+        if not few and bfloat16_pays(x.device, T):
+            x = x.bfloat16()
         for i in range(0, T, 1024):
             gram[i : i + 1024, : i + 1024] += (x[i : i + 1024] @ x[: i + 1024].T).cpu()
     gram = gram.tril() + gram.tril(-1).T
-    if block >= T:
-        power, basis = torch.linalg.eigh(gram)
-    else:
-        power, basis = eigenvectors(gram, autoencoder.latent_dim)
+    d = autoencoder.latent_dim
+    basis = torch.linalg.eigh(gram.double())[1][:, -d:] if few else leading(gram, d)
 
-    d = min(autoencoder.latent_dim, int((power > 1e-6 * power[-1]).sum()))
+    along = basis.T.to(mean)  # [d,T]
+    u = torch.cat([along @ (columns(span) - mean[span]) for span in spans], 1)  # [d,V]
+    power, turn = torch.linalg.eigh((u @ u.T).cpu().double())
+
+    d = int((power > 1e-6 * power[-1]).sum())
     scale = power[-d:].flip(0).sqrt()  # [d]
-    weight = (basis[:, -d:].flip(1) / scale).T.float().to(mean.device)  # [d,T]
-    E = mean.new_empty(d, V)
-    for span in spans:
-        E[:, span] = weight @ (columns(span) - mean[span])
+    E = (turn[:, -d:].flip(1) / scale).T.to(u) @ u
     autoencoder.set_axes(E, mean, scale / math.sqrt(T))
     return float(power[-d:].sum() / gram.trace())
