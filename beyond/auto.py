@@ -100,13 +100,14 @@ def plan(a, subject, frames):
     read = T * (V + C * W) / 6e7  # s: 8 bytes a value
     features = min(2560, 120 * C)  # of the closed form
     ridge = 6 * features**2 * (frames + 10 * features)  # and eigenvectors, of five folds and of all
+    fits = 1 + hasattr(subject, "people")  # of all; and of each person's own frames
     batch = a.batch_size * a.frames
     # Forward and backward are three multiplications a weight and token.
     network = 48 * a.width**2 * a.depth * batch
     encoder = 12 * 64 * C * 180 * (batch + 2 * a.context * a.batch_size)
     return {
         "reading and latents": (read + latents / speed) / 60,
-        "closed form": (5e-5 * C * frames + ridge / speed) / 60,
+        "closed form": fits * (5e-5 * C * frames + ridge / speed) / 60,
         "network": a.steps * (0.04 + (network + encoder) / speed) / 60,
     }
 
