@@ -7,7 +7,7 @@
 
 Writes OUT/direct/ or OUT/interrecon/: recon.npy [T_test,V], truth.npy and shuffled.npy (recon with
 shuffled EEG) in z-scores, std.npy over samples, frames.npy (their rows in fmri.npy), metrics.json,
-r_time.npy [V], and *_bold.* in original units where the subject has a space.
+r_time.npy and r_time_shuffled.npy [V], and *_bold.* in original units, if the subject has a space.
 
 The paper's path through this file, for test frames x:
 
@@ -106,7 +106,7 @@ def parse(argv=None):
     add("--paper", action="store_true", help="Algorithm 1; its DDPM steps: --steps 1000 --eta 1")
     add("--frames", type=int, help="period of --gap, frames of a scored window (default: trained)")
     add("--samples", type=int, help="samples averaged (default: 8, in pairs; with --paper 1)")
-    add("--steps", type=int, help="network calls a sample (default: 15; with --paper 50)")
+    add("--steps", type=int, help="network calls a sample (default: 15; --paper, --eta: 50)")
     add("--eta", type=float, default=0.0, help="0: DDIM (default); 1: the noise of DDPM")
     add("--batch-size", type=int, default=16, help="windows at a time; lower it if memory runs out")
     add("--seed", type=int, default=0, help="of the noise (default: 0)")

@@ -176,7 +176,7 @@ class Batches:
 
     A batch is (z [B,K,d], n [B], eps [B,K,d], EEG [B,L,C,W], its times [B,L] in frames), on the
     device: what `window_losses` compares. In validation the loss of an autoencoder that is trained
-    along (beyond/joint) comes with it, else 0.
+    along (beyond/joint) comes with it, or 0.
     """
 
     def __init__(self, a, subject, normaliser, splits, latents_of, where):
@@ -188,12 +188,13 @@ class Batches:
         self.validation_windows = [window for window in tiles if window.length == a.frames]
 
     def see(self, rows, shift):
-        """EEG for the encoder. (beyond/network puts in its place what cuts it `shift` samples late,
-        or gives what the encoder would make of that at first.)"""
+        """EEG for the encoder. (beyond/network replaces it: cut `shift` samples late, or spectra
+        that were computed before.)"""
         return self.read_eeg(rows)
 
     def read(self, windows, shift=0):
-        """z, EEG, its times (0: a window's first frame), latents' loss. shift: beyond/windows."""
+        """z, EEG, its times (0: a window's first frame), reconstruction error or 0. shift:
+        beyond/windows."""
         rows, eeg_rows, times = data.window_indices(windows, self.a.context, int(shift > 0))
         z, extra = self.latents_of(rows)
         eeg = self.see(eeg_rows, shift)
@@ -202,8 +203,8 @@ class Batches:
         return *memory.to_device(self.where, z, eeg, torch.from_numpy(times)), extra
 
     def draw(self, step, d, schedule):
-        """(batch, number of windows) of a step. All that is random follows from (seed,
-        step). Of torchrun's processes each gets its share of the windows."""
+        """(batch, number of windows) of a step. All that is random follows from (seed, step). Of
+        torchrun's processes each gets its share of the windows; the number is that of all."""
         seed = self.a.seed * 1_000_003 + step
         torch.manual_seed(seed)  # so that --resume draws the same
         rng = np.random.default_rng([self.a.seed, step])
@@ -246,7 +247,8 @@ def window_losses(net, weight, z, n, eps, eeg, times):
 
 @torch.no_grad()
 def validate(net, weight, batches):
-    """Mean loss of the windows of the validation run, as errors of v; None if there are none.
+    """Mean loss of the windows of the validation run, as errors of v (and, of latents that are
+    trained along, their reconstruction error); None if there are none.
 
     An error in eps is sqrt(abar) times that in v (beyond/velocity), so that at noisy steps, where
     sampling begins, eps hides what matters: a network with the lower error in eps may draw samples
@@ -338,14 +340,14 @@ def prepare(a, where, run):
 def train(a, where, run):
     """From the flags a to OUT/ckpt.pt.
 
-    run  a tools.run.Run, which counts steps, keeps files and catches Ctrl-C; it never stops early
+    run  a tools.run.Run, which counts steps, keeps files and ends the loop at Ctrl-C
     """
     batches, autoencoder, model, ckpt = prepare(a, where, run)
     averaged = copy.deepcopy(model).eval()  # the moving average of the weights
     weight = 1.0  # of each latent in the loss
     if a.loss == "vertex":
         weight = beyond.vertex_loss.weight(autoencoder)
-    # (PCA has no parameters; beyond/joint has, and takes their steps by itself.)
+    # (PCA has no parameters; those of beyond/joint take their steps in `draw`.)
     trained = [p for p in [*model.parameters(), *autoencoder.parameters()] if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=a.lr, weight_decay=a.weight_decay, fused=True)
     autoencoder.optimizer = optimizer  # for beyond/joint
@@ -378,7 +380,8 @@ def train(a, where, run):
         update_average(averaged, model, a.ema, step)
         run.finish_step(loss)  # noted, not read: the CPU need not wait for a GPU
 
-        # Twenty times in all: is the average the best so far, on the validation run?
+        # Twenty times in all, or every 500 steps: is the average the best so far, on the
+        # validation run?
         if run.is_due():
             val_loss = validate(averaged, weight, batches)
             run.log(val_loss, learning_rate(a, step))

@@ -2,7 +2,7 @@
 
     python benchmarks/ladder.py                                          the synthetic subject
     python benchmarks/ladder.py --data subjects/rest --out out/ladder-rest --short
-    python benchmarks/ladder.py --without          the default, and the default without one chapter
+    python benchmarks/ladder.py --without      --preset tiny, and that without one chapter
 
 Trains where a row needs other weights, samples the test runs from EEG alone (direct), with every
 second frame observed (gap 2) and with the first and last of every ten (gap 9), and writes
@@ -54,7 +54,7 @@ ROWS = [
     Row("linear_gaussian, stacked", "--closed-form"),
 ]
 WITHOUT = [  # flags that take one of the first chapters out again, with all others there
-    Row("the default"),
+    Row("--preset tiny"),
     Row("without velocity", "--predict eps"),
     Row("without band_power", "--eeg-encoder conv"),
     Row("without windows: EEG around them", "--context 0"),
@@ -138,7 +138,7 @@ def main(argv=None):
     p.add_argument("--out", default="out/ladder", help="folder for checkpoints and results")
     p.add_argument("--seed", type=int, default=0, help="of training (default: 0)")
     p.add_argument("--short", action="store_true", help="a session of minutes; see this file")
-    p.add_argument("--without", action="store_true", help="the default without one chapter a row")
+    p.add_argument("--without", action="store_true", help="--preset tiny without one chapter a row")
     a = p.parse_args(argv)
     heading = "| | " + " | ".join(f"{mode}: MSE | r" for mode in MODES) + " |"
     lines = [heading, "|---|" + "---|---|" * len(MODES)]

@@ -43,9 +43,9 @@ def learn(autoencoder, z, losses, summed):
     latents z [B,K,d], whose mean is 0.
 
     summed: adds up a tensor over torchrun's processes, each of which has some of the windows."""
-    windows = summed(losses.new_full((), len(losses)))  # scalar
-    (losses.sum() / windows).backward()
-    variance = summed(z.square().mean(1).sum(0)) / windows  # [d] 1, if latent_scale is right
+    count = summed(losses.new_full((), len(losses)))  # scalar
+    (losses.sum() / count).backward()
+    variance = summed(z.square().mean(1).sum(0)) / count  # [d] 1, if latent_scale is right
     autoencoder.latent_scale *= 0.99 + 0.01 * variance.sqrt()
 
 
@@ -61,21 +61,22 @@ def settle(a):
 
 
 def start(a, subject, normaliser, saved, where, summed):
-    """Of train.py's flags a: an autoencoder, new or of the size of `saved`, and a function from
-    rows of frames [B,K] to (z [B,K,d] for the denoiser, their reconstruction errors [B]). In
-    training E and D learn from them, and 0 is left of the errors for others to learn from.
+    """Of train.py's flags a: an autoencoder, new or of the size of `saved`, and a function: rows of
+    frames [B,K] -> (z [B,K,d] for the denoiser, reconstruction errors [B]). In training it takes a
+    step of E and D.
 
     train.py is to set autoencoder.optimizer, in which E and D are among other weights."""
     d = len(saved["E"]) if saved else a.latent_dim
+    # (torchrun's processes draw the same weights, from the same seed.)
     autoencoder = JointAutoencoder(subject.fmri.shape[1], d).to(where)
 
-    def step(weights):  # E or D, as soon as its gradient is there; no others are
+    def descend(weights):  # of E or D alone: no other weight has a gradient then
         summed(weights.grad)
         autoencoder.optimizer.step()
         weights.grad = None
 
     for weights in autoencoder.parameters():
-        weights.register_post_accumulate_grad_hook(step)
+        weights.register_post_accumulate_grad_hook(descend)
 
     def latents(rows):
         x = torch.from_numpy(normaliser.zscore(subject.fmri[rows])).to(where)  # [B,K,V]
@@ -84,7 +85,6 @@ def start(a, subject, normaliser, saved, where, summed):
         z = z.detach()
         if torch.is_grad_enabled():
             learn(autoencoder, z, losses, summed)
-            losses = 0.0
         return z, losses
 
     return autoencoder, latents

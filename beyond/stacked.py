@@ -18,7 +18,7 @@ to. What it has learned by heart would add up over the steps of sampling.
 
 Seam    eps_model(z_n, n)
 Source  stacking (Wolpert 1992, Breiman 1996)
-Gain    real-format session, direct: MSE 0.823 (closed form), 0.797 (network) -> 0.771
+Gain    real-format session, direct: MSE 0.823 (closed form), 0.797 (network) -> 0.771 (50 calls)
 """
 
 import torch

@@ -86,4 +86,7 @@ def look(results, metrics):
         p = sign_test(better)
         found[f"better than {than}"] = {"people": sum(better), "of": n, "p": p}
         lines.append(f"less MSE than {than} in {sum(better)} of {n} people (sign test: p {p:.2g})")
+    absent = [person.name for person in subject.people if person.name not in table]
+    if absent:
+        lines.append(f"not scored, for no frame of theirs is for the test: {', '.join(absent)}")
     return lines

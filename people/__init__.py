@@ -42,8 +42,8 @@ def opened(data, folders, settings, ckpt):
             found = People(data, sorted(each, key=os.path.basename), settings, known)
         except ValueError as error:
             fail(f"--data: {error}", error)
-        if ckpt and all(one in known for one in found.meta["checksums"].values()):
-            found.meta["checksums"] = sums  # some of those whom it was trained on
+        if ckpt:
+            found.meta["checksums"] = sums  # who is new to it has been said
         if adapted and ckpt is None:
             found.group = adapt.begin(found, settings)
         return found

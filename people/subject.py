@@ -24,6 +24,7 @@ Gain    six synthetic people, ten minutes of each, the default: MSE 0.849 (alone
 
 import functools
 import os
+import re
 import types
 
 import numpy as np
@@ -117,8 +118,9 @@ class People:
                 self.divide(person)
             else:
                 say(
-                    f"note: {person.folder} is new to the model: all its frames are the test, in "
-                    "z-scores by their own mean and deviation, its EEG by its own scale"
+                    f"note: {person.folder} is new to the model (or was prepared anew since, then "
+                    "it may know these frames): all its frames are the test, in z-scores by their "
+                    "own mean and deviation, its EEG by its own scale"
                 )
                 person.meta["split"] = {"test": list(range(len(person.fmri)))}
         self.fmri = Rows(self, "fmri", first.fmri.shape[1])
@@ -150,7 +152,7 @@ class People:
         names = said.get("names") or [f"run-{i + 1}" for i in range(len(person.runs))]
         said["names"] = [f"{person.name}_{run}" for run in names]
         self.meta["names"] += said["names"]
-        self.films += names
+        self.films += [re.sub("^sub-[^_]+_", "", name) for name in names]  # as BIDS has them
         self.meta["first_volume"] += said["first_volume"]
         self.meta["source"] += [[person.folder]] * len(names)
         self.runs += [[person.start + low, person.start + high] for low, high in person.runs]

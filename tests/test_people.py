@@ -381,6 +381,7 @@ def test_somebody_new_is_scored_on_all_frames(folders, group, tmp_path, capsys):
     printed = capsys.readouterr()
     said = [x for x in printed.out.splitlines() if "new to the model" in x]
     assert len(said) == 1 and folders[3] in said[0] and "own mean" in said[0]
+    assert "not trained on" not in printed.out + printed.err
     metrics = read_json(tmp_path / "direct/metrics.json")
     names = [run["name"] for run in metrics["runs"]]
     assert names == ["S1_run-4", "S4_run-1", "S4_run-2", "S4_run-3", "S4_run-4"]
@@ -497,7 +498,7 @@ def noisy(x):
     return x.std() * np.random.default_rng(0).standard_normal(x.shape)
 
 
-def test_what_is_locked_to_the_film_is_known_from_the_others(folders, tmp_path):
+def test_what_is_locked_to_the_film_is_known_from_the_others(folders, tmp_path, capsys):
     """All have the same BOLD, in their own units, and EEG that tells nothing."""
     viewers = []
     for i in (1, 2, 3):
@@ -506,6 +507,8 @@ def test_what_is_locked_to_the_film_is_known_from_the_others(folders, tmp_path):
     learn(viewers, tmp_path / "out", "--leave-out", "S3", "--no-validation")
     ckpt = "--ckpt", tmp_path / "out/ckpt.pt"
     made, metrics = guesses(*ckpt, "--out", tmp_path / "all")
+    absent = "not scored, for no frame of theirs is for the test: S1, S2"
+    assert absent in capsys.readouterr().out
     truth = np.load(tmp_path / "all/direct/truth.npy")
     assert len(truth) == 160
     np.testing.assert_allclose(made["same_moment"], truth, atol=1e-3)
@@ -516,6 +519,7 @@ def test_what_is_locked_to_the_film_is_known_from_the_others(folders, tmp_path):
     assert made["other_eeg"].shape == truth.shape
 
     made, metrics = guesses(*ckpt, "--out", tmp_path / "alone", "--data", viewers[2])
+    assert "not scored" not in capsys.readouterr().out
     assert not {"same_moment", "other_eeg"} & (made.keys() | metrics["scores"].keys())
     assert metrics["people"]["scores"]["S3"].keys() == {
         *("mse", "r", "mean_frame_mse", "shuffled_eeg_mse")
