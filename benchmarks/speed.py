@@ -266,7 +266,11 @@ def training(a, meter):
     ):
         steps(a, meter, "training step", 24, "out")
 
-    known = measure(subject, [(0, 256)])  # statistics are not the point here
+
+def along(a, meter):
+    """Steps of --autoencoder joint; in a process of their own, for what others leave in memory
+    would count."""
+    known = data.Normaliser.measure(data.Subject(a.subject), [(0, 256)])  # not the point here
     with (
         replaced(data.Normaliser, "measure", lambda *_: known),
         replaced(checkpoints, "save", lambda path, state: None),
@@ -532,43 +536,52 @@ def path(a, meter):
         meter.found[name] = {"seconds": took, "peak": peak(meter.device)}
 
 
-def part_seen(device, V=20_000):
-    """(Observation of a sixth of V vertices at 1,024 latents, a prior that is smooth in time)."""
+def part_seen(device, rows):
+    """(Observation of the vertices rows [patterns,V] at 1,024 latents, a prior that is smooth in
+    time)."""
     d = NETWORK["latent_dim"]
+    V = rows.shape[1]
     torch.manual_seed(0)
     autoencoder = LinearAutoencoder(V, d).to(device)
     autoencoder.E = torch.linalg.qr(torch.randn(V, d))[0].T.contiguous().to(device)
     autoencoder.latent_scale = torch.linspace(8, 0.5, d, device=device)
-    rows = (torch.arange(V, device=device) < V // 6)[None]
     left_out = torch.randn(500, V, device=device)
     prior = GaussianPrior(d)
     walk = torch.randn(2000, d).cumsum(0)
     slow = walk[20:] - walk[:-20]
     prior.fit([slow / slow.std(0)])
+    rows = rows.to(device)
     return any_vertices.Observation(autoencoder, rows, left_out.var(0), [left_out]), prior
 
 
 @torch.no_grad()
-def observed(a, meter, K=10):
-    """One projection onto a part of the vertices, beside the network's call that it follows: 8
-    samples of 8 windows."""
-    d, device = NETWORK["latent_dim"], meter.device
-    observation, prior = part_seen(device)
-    project = observation.projection([0] * K, prior, torch.arange(K))
-    model = looking_trained(device)
-    z = torch.randn(64, K, d, device=device)
-    y = observation.latents(torch.randn(64 * K, 20_000, device=device), 0).view_as(z)
-    h = torch.randn(64, K, NETWORK["eeg_dim"], device=device)
-    n = torch.zeros(64, dtype=torch.long, device=device)
-    call = once(model, h, torch.arange(K, device=device).expand(64, -1))
-    with autocast(device, NETWORK["width"]):
-        network = seconds(lambda: call(z, n), device, 2)
-
+def observed(a, meter, K=10, V=20_000):
+    """One projection onto a part of the vertices, mean over the steps of sample.py, beside the
+    network's call that it follows: all frames seen alike, and each in a part of its own."""
+    sixth = (torch.arange(V) < V // 6)[None]
+    halves = torch.rand(K, V, generator=torch.Generator().manual_seed(0)) < 0.5
+    model = looking_trained(meter.device)
     abars = model.schedule.alpha_bar[second_order.even_steps(model.schedule, 15)[0]].tolist()
-    took = [seconds(lambda abar=abar: project(z, y, abar), device, 1) for abar in abars]
-    mean = float(np.mean(took))
-    meter.found["a step's call of the network"] = {"seconds": network, "ratio": 1.0}
-    meter.found["its projection, mean over 15 steps"] = {"seconds": mean, "ratio": mean / network}
+
+    def beside(name, rows, patterns, B):
+        observation, prior = part_seen(meter.device, rows)
+        project = observation.projection(patterns, prior, torch.arange(K))
+        x = torch.randn(B, K, V, device=meter.device)
+        y = [observation.latents(x[:, k], p) for k, p in enumerate(patterns)]
+        y = torch.stack(y, 1)  # [B,K,d]
+        z = torch.randn_like(y)
+        h = torch.randn(B, K, NETWORK["eeg_dim"], device=meter.device)
+        n = torch.zeros(B, dtype=torch.long, device=meter.device)
+        call = once(model, h, torch.arange(K, device=meter.device).expand(B, -1))
+        with autocast(meter.device, NETWORK["width"]):
+            network = seconds(lambda: call(z, n), meter.device, 2)
+        took = [seconds(lambda abar=abar: project(z, y, abar), meter.device, 1) for abar in abars]
+        mean = float(np.mean(took))
+        meter.found[f"{name}: the network's call"] = {"seconds": network, "ratio": 1.0}
+        meter.found[f"{name}: the projection"] = {"seconds": mean, "ratio": mean / network}
+
+    beside("64 windows, all frames alike", sixth, [0] * K, 64)
+    beside("8 samples of a window, each frame another half", halves, list(range(K)), 8)
 
 
 @torch.no_grad()
@@ -678,21 +691,18 @@ def show_path(rows, T):
 def show_training(rows, T):
     show_stages(rows, T)
     step = rows["training step"]
-    along = rows["training step, --autoencoder joint"]
-    longer = along["seconds"] / step["seconds"]
     over = 1 / rows["fit of the autoencoder"]["share"]
     count = 200 * round(T * 0.75) // 320
     minutes = count * step["seconds"] / 60
     print(
-        f"\nA training step waits {step['loader']:.1%} of its time for data (joint: "
-        f"{along['loader']:.1%}); joint takes {longer:.2f} times as long.\n"
+        f"\nA training step waits {step['loader']:.1%} of its time for data.\n"
         f"The fit takes {over:.2f} times as long as its matrix products at the measured rate.\n"
         f"200 epochs are {count:,} steps: {minutes:,.0f} minutes at this rate.\n"
     )
 
 
 def show_ratios(rows, T):
-    print("\n| 8 samples of 8 windows | seconds | over the first |\n|---|---|---|")
+    print("\n| | seconds | over the first, or the call above |\n|---|---|---|")
     for name, row in rows.items():
         print(f"| {name} | {row['seconds']:.2f} | {row['ratio']:.2f} |")
 
@@ -706,6 +716,7 @@ def show_growth(rows, T):
 STAGES = {
     prepare: show_stages,
     training: show_training,
+    along: show_stages,
     reconstruction: show_stages,
     observed: show_ratios,
     rivals: show_ratios,

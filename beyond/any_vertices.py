@@ -20,9 +20,14 @@ in part only F = L^-1 A is kept, with R = L L^T: the noise of F z = L^-1 y is wh
     z0 <- z0 + W F^T (F W F^T + I)^-1 F (y - z0),     y in latents, A^T y
 
 The matrix of all frames and latents would take gigabytes: conjugate gradients solve it without.
-Where W makes neighbouring frames nearly equal, many steps are needed to tell them apart. But frames
-that were seen alike have the same F, each row of which makes a small system of those frames [K,K]:
-with the inverses of these the steps are few.
+Where W makes neighbouring frames nearly equal, many steps are needed to tell them apart, if nothing
+near the inverse is known. If all frames were seen alike, each row of F makes a small system of
+those frames [K,K]. If they were not, rows of one F have nothing to do with those of another; then
+with W = S S^T the same is solved for v, of which each latent makes a small system:
+
+    z0 <- z0 + S v,     (I + S^T F^T F S) v = S^T F^T F (y - z0)
+
+With the inverses of the small systems the steps are few.
 
 Seam    project(z0, abar)
 Source  the Kalman gain; pseudo-inverse guidance (Song et al. 2023)
@@ -36,6 +41,8 @@ import numpy as np
 import torch
 
 from .weighted_projection import gain, over_frames, posterior
+
+TOLERANCE = 1e-3  # of what is solved by iteration, relative; the samples differ by less
 
 
 def observe(rows, name, rois):
@@ -66,8 +73,8 @@ class Observation:
     left_out   [V] variance of what latents leave out of frames, x - D z - mean, times the number of
                vertices that they leave out in unison
     residuals  blocks [n,V] of what they leave out, on which R is measured; may be none
-    fits       {pattern: (F [r,d], S^2 [r])} of those that are not seen whole, without directions
-               that are left out of A
+    fits       {pattern: (F [d,d], S^2 [r])} of those that are not seen whole; for directions that
+               are left out of A the last rows of F are 0
     """
 
     @torch.no_grad()
@@ -78,13 +85,14 @@ class Observation:
         self.zero = decoded[-1]  # [V] the frame of z = 0
         self.D = (decoded[:-1] - self.zero).T  # [V,d]
         residuals = list(residuals)
-        self.fits = {}
-        for pattern, row in enumerate(rows):
-            if not row.all():
-                self.fits[pattern] = self.system(row, left_out, residuals)
+        self.fits = {
+            pattern: self.system(row, left_out, residuals)
+            for pattern, row in enumerate(rows)
+            if not row.all()
+        }
 
     def system(self, row, left_out, residuals):
-        """(F [r,d], S^2 [r]) of frames of which row [V] was seen."""
+        """(F [d,d], S^2 [r]) of frames of which row [V] was seen."""
         D = self.D[row]  # [O,d]
         power, Q = torch.linalg.eigh((D.T @ D).cpu().double())  # [d], [d,d]
         shown = power > 1e-6 * power[-1]
@@ -105,7 +113,8 @@ class Observation:
         r = len(R)
         R = torch.lerp(R, R.diag().diag(), r / (r + count))
         F = torch.linalg.solve_triangular(torch.linalg.cholesky(R), A, upper=False)
-        return F.to(D), power.to(D)
+        nothing = F.new_zeros(len(Q) - r, len(Q))
+        return torch.cat([F, nothing]).to(D), power.to(D)
 
     def latents(self, x, pattern):
         """A^T y [n,d] of frames x [n,V] of one pattern."""
@@ -114,7 +123,7 @@ class Observation:
         row = self.rows[pattern]
         F, power = self.fits[pattern]
         # A's rows are orthonormal, and L^-1 is triangular: A is Q of F's decomposition.
-        Q = torch.linalg.qr(F.T.cpu()).Q.to(F)  # [d,r]
+        Q = torch.linalg.qr(F[: len(power)].T.cpu()).Q.to(F)  # [d,r]
         return (x - self.zero)[:, row] @ self.D[row] @ Q / power @ Q.T
 
     def projection(self, patterns, prior, times):
@@ -123,17 +132,11 @@ class Observation:
         K = len(patterns)
         whole = torch.tensor([p >= 0 and p not in self.fits for p in patterns])  # [K]
         kinds = set(patterns) & self.fits.keys()
-        # F, and the frames that were seen so.
-        alike = [(self.fits[p][0], torch.tensor(patterns).eq(p).nonzero()[:, 0]) for p in kinds]
-
-        def observe(z):  # F z [B,K,d], where r < d with zeros
-            out = torch.zeros_like(z)
-            for F, places in alike:
-                out[:, places, : len(F)] = z[:, places] @ F.to(z).T
-            return out
+        eye = torch.eye(K).double()
 
         def project(z0, y, abar):
-            W = (1 - abar) * torch.eye(K).double().expand(z0.shape[-1], K, K)
+            d = z0.shape[-1]
+            W = (1 - abar) * eye.expand(d, K, K)
             if prior is not None:
                 W = posterior(prior, times, abar)
             if whole.any():
@@ -141,50 +144,55 @@ class Observation:
                 z0 = z0 + over_frames(held.to(z0), y - z0)
                 rest = (~whole).double()  # [K]
                 W = rest[:, None] * (W - held @ W) * rest
-            W = W.to(z0)
+            nothing = [z0.new_zeros(d, d)]
+            F = torch.stack([self.fits.get(p, nothing)[0].to(z0) for p in patterns])  # [K,d,d]
+            S = torch.linalg.cholesky(W + 1e-7 * (1 - abar) * eye)  # [d,K,K]
+            root = S.to(z0)
 
-            def spread(u):  # W F^T u [B,K,d]
-                out = torch.zeros_like(u)
-                for F, places in alike:
-                    out[:, places] = u[:, places, : len(F)] @ F.to(u)
-                return over_frames(W, out)
+            def observe(v):  # F S v [B,K,d]
+                return torch.einsum("krd,bkd->bkr", F, over_frames(root, v))
 
-            # What F W F^T + I holds between frames seen alike, row by row of F.
-            blocks = torch.eye(K, dtype=torch.float64).repeat(len(W), 1, 1)  # [d,K,K]
-            for F, places in alike:
-                between = W[:, places[:, None], places]  # [d,m,m]
-                of_rows = torch.einsum("rd,dkl->rkl", F.to(W).square(), between)
-                blocks[: len(F), places[:, None], places] += of_rows.cpu()
-            near = torch.linalg.inv(blocks).to(W)
+            def back(u):  # S^T F^T u [B,K,d]
+                return over_frames(root.mT, torch.einsum("krd,bkr->bkd", F, u))
 
-            u = conjugate_gradients(
-                lambda u: observe(spread(u)) + u,
-                observe(y - z0),
-                lambda u: over_frames(near, u),
-            )
-            return z0 + spread(u)
+            # What the system holds between frames, row by row of F, or latent by latent.
+            power = F.cpu().double().square()  # [K,d,d]
+            alike = len(kinds) == 1
+            if alike:
+                seen = power.amax((1, 2)) > 0  # [K]
+                blocks = torch.einsum("rd,dkl->rkl", power.amax(0), seen[:, None] * W * seen)
+            else:
+                blocks = S.mT @ (power.sum(1).T[..., None] * S)  # [d,K,K]
+            near = torch.linalg.inv(eye + blocks).to(z0)
+            u = torch.einsum("krd,bkd->bkr", F, y - z0)
+            if alike:
+                v = back(conjugate_gradients(lambda u: observe(back(u)), u, near))
+            else:
+                v = conjugate_gradients(lambda v: back(observe(v)), back(u), near)
+            return z0 + over_frames(root, v)
 
         return project
 
 
-def conjugate_gradients(system, b, near, tolerance=1e-5):
-    """u with system(u) = b [B,K,d], for a positive definite system of which near(u) is roughly the
-    inverse (Hestenes and Stiefel 1952): the system as a matrix would not fit into memory."""
+def conjugate_gradients(system, b, near):
+    """u with u + system(u) = b [B,K,d], for a system that is symmetric and has no negative
+    eigenvalues (Hestenes and Stiefel 1952): as a matrix it would not fit into memory. near [d,K,K]:
+    roughly the inverse, between frames."""
 
     def dot(u, v):  # [B,1,1]
         return (u * v).sum((1, 2), keepdim=True)
 
     u = step = torch.zeros_like(b)
-    left = b  # b - system(u)
-    before = torch.inf
-    enough = tolerance**2 * dot(b, near(b))
+    left = b  # b - u - system(u)
+    before = 1.0
+    enough = TOLERANCE**2 * dot(b, over_frames(near, b))
     for _ in range(500):
-        scaled = near(left)
+        scaled = over_frames(near, left)
         size = dot(left, scaled)
         if (size <= enough).all():
             break
         step = scaled + size / before * step
-        change = system(step)
+        change = step + system(step)
         length = size / dot(step, change).clamp(min=1e-30)
         u = u + length * step
         left = left - length * change

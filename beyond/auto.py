@@ -99,16 +99,15 @@ def plan(a, subject, frames):
     latents = V * (some**2 / 2 + (some + T) * a.latent_dim)
     read = T * (V + C * W) / 6e7  # s: 8 bytes a value
     features = min(2560, 120 * C)  # of the closed form
-    own = len(getattr(subject, "people", []))  # closed forms, each of a person, beside that of all
-    told = (1 + (own > 0)) * frames  # frames that they are fitted to
-    ridge = 6 * features**2 * (told + 10 * features * (1 + own))  # five folds and all of it
+    forms = 1 + len(getattr(subject, "people", []))  # of all; and of each person
+    ridge = 6 * features**2 * (frames + 10 * features * forms)  # of five folds and of all frames
     batch = a.batch_size * a.frames
     # Forward and backward are three multiplications a weight and token.
     network = 48 * a.width**2 * a.depth * batch
     encoder = 12 * 64 * C * 180 * (batch + 2 * a.context * a.batch_size)
     return {
         "reading and latents": (read + latents / speed) / 60,
-        "closed form": (5e-5 * C * told + ridge / speed) / 60,
+        "closed form": (5e-5 * C * frames + ridge / speed) / 60,
         "network": a.steps * (0.04 + (network + encoder) / speed) / 60,
     }
 

@@ -197,6 +197,8 @@ def measured(study):
         given = study.frames, study.autoencoder
         prior = gaussian_prior.GaussianPrior(study.autoencoder.latent_dim)
         prior.fit(gaussian_prior.latents(*given, study.splits["train"]))
-        variance = left_out.variance(*given, study.splits)
-        study.measured = {"left_out": variance, "prior": prior.state_dict()}
+        study.measured = {
+            "left_out": left_out.variance(*given, study.splits),
+            "prior": prior.state_dict(),
+        }
     return study.measured

@@ -83,6 +83,7 @@ def start(a, subject, normaliser, saved, where, summed):
         z = autoencoder.encode(x)  # [B,K,d]
         losses = (autoencoder.decode(z) - x).square().mean((1, 2))  # [B]
         z = z.detach()
+        del x  # it need not lie beside the gradients
         if torch.is_grad_enabled():
             learn(autoencoder, z, losses, summed)
         return z, losses

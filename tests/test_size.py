@@ -483,7 +483,7 @@ def test_a_stage_of_sampling_is_timed(small_network, monkeypatch, stage):
     monkeypatch.setattr(speed, "seconds", lambda f, *_: f() is not None and 1.0)
     meter = speed.Meter(torch.device("cpu"))
     stage(None, meter)
-    assert [row["ratio"] for row in meter.found.values()] == [1.0, 1.0]
+    assert [row["ratio"] for row in meter.found.values()] == [1.0] * 4
 
 
 def test_every_stage_is_timed(small_network, tmp_path, monkeypatch):
@@ -497,6 +497,7 @@ def test_every_stage_is_timed(small_network, tmp_path, monkeypatch):
     speed.make_subject(a.subject, a.T, a.V)
     meter = speed.Meter(torch.device("cpu"))
     speed.training(a, meter)
+    speed.along(a, meter)
     speed.reconstruction(a, meter)
     assert meter.found.pop("statistics")["gbyte"] > 0
     assert len(meter.found) == 7
