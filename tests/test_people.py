@@ -498,6 +498,18 @@ def noisy(x):
     return x.std() * np.random.default_rng(0).standard_normal(x.shape)
 
 
+def test_runs_named_as_bids_has_them_share_a_film(folders, tmp_path):
+    """Their names begin with the person's, which is not of the moment."""
+    films = [f"task-film_run-{k}" for k in range(1, 5)]
+    viewers = []
+    for i in (1, 2):
+        names = [f"sub-{i:02}_{film}" for film in films]
+        viewers.append(changed(folders[i - 1], tmp_path / f"S{i}", None, names=names))
+    people = opened(viewers, test=["S2"])
+    assert people.films == 2 * films
+    assert people.same_moment is not None and people.segments("others")
+
+
 def test_what_is_locked_to_the_film_is_known_from_the_others(folders, tmp_path, capsys):
     """All have the same BOLD, in their own units, and EEG that tells nothing."""
     viewers = []

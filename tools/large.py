@@ -12,10 +12,10 @@ from .ranks import say
 def leading(gram, count):
     """An orthonormal basis [T,count] of what the leading eigenvectors of gram [T,T] span, nearly.
 
-    Of 8,192 all take a minute, and an eighth or less is wanted: so a basis of half as many more is
-    multiplied by the matrix again and again, until once more captures less than 3e-4 of the whole
-    more (subspace iteration, Halko et al. 2011). All eigenvectors would capture 3e-6 of the whole
-    more if power falls like 1/i, and 5e-4 if it hardly falls."""
+    All eigenvectors of 8,192 frames take a minute, and an eighth or less is wanted: so a basis of
+    half as many more is multiplied by the matrix again and again, until once more captures less
+    than 3e-4 of the whole more (subspace iteration, Halko et al. 2011). All eigenvectors would
+    capture 5e-7 of the whole more if power falls like 1/i, and 6e-4 if it hardly falls."""
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(len(gram), 3 * count // 2 + 32, generator=generator)
     before, captured = -1.0, 0.0
@@ -51,17 +51,18 @@ def fit(autoencoder, subject, normaliser, rows):
 
 @torch.no_grad()
 def fit_in_blocks(autoencoder, columns, T, block=4096):
-    """LinearAutoencoder.fit for T frames that come as columns(slice of vertices) -> [T,v]: the same
-    sums, a block of vertices at a time. (The covariance of 91,282 vertices would be 33 GB, 8,192
-    frames themselves are 3 GB.) block: also the largest T for which all eigenvectors of x x^T are
-    computed.
+    """LinearAutoencoder.fit for T frames that come as columns(slice of vertices) -> [T,v], a block
+    of vertices at a time. (The covariance of 91,282 vertices would be 33 GB, 8,192 frames
+    themselves are 3 GB.) block: also the largest T for which all eigenvectors of x x^T are
+    computed, and the fit is the same.
 
-    More frames than that are rounded to bfloat16 for x x^T where this is faster, which turns the
-    span of its leading eigenvectors by next to nothing. Within it all is found anew, from frames
-    that are not rounded: of u = basis^T x, the principal axes are those of u u^T."""
+    Of more frames x x^T is made in bfloat16 where that is faster: its leading eigenvectors span
+    what captures hardly less. Within this span all is found anew, from frames that are not rounded:
+    u = basis^T x = turn diag(s) E, with turn and s^2 from u u^T, has orthonormal axes E. (Even
+    latents of noise, which nothing tells apart, have a variance of 1 to four digits.)"""
     mean = torch.zeros_like(autoencoder.mean)
     spans = [slice(i, i + block) for i in range(0, len(mean), block)]
-    few = block >= T
+    exact = block >= T
 
     # x x^T is symmetric: of its blocks those right of the diagonal need not be computed.
     gram = torch.zeros(T, T)
@@ -69,13 +70,13 @@ def fit_in_blocks(autoencoder, columns, T, block=4096):
         x = columns(span)
         mean[span] = x.mean(0)
         x -= mean[span]
-        if not few and bfloat16_pays(x.device, T):
+        if not exact and bfloat16_pays(x.device, T):
             x = x.bfloat16()
         for i in range(0, T, 1024):
             gram[i : i + 1024, : i + 1024] += (x[i : i + 1024] @ x[: i + 1024].T).cpu()
     gram = gram.tril() + gram.tril(-1).T
     d = autoencoder.latent_dim
-    basis = torch.linalg.eigh(gram.double())[1][:, -d:] if few else leading(gram, d)
+    basis = torch.linalg.eigh(gram.double())[1][:, -d:] if exact else leading(gram, d)
 
     along = basis.T.to(mean)  # [d,T]
     u = torch.cat([along @ (columns(span) - mean[span]) for span in spans], 1)  # [d,V]
