@@ -350,7 +350,7 @@ def train(a, where, run):
     # (PCA has no parameters; those of beyond/joint take their steps in `draw`.)
     trained = [p for p in [*model.parameters(), *autoencoder.parameters()] if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=a.lr, weight_decay=a.weight_decay, fused=True)
-    autoencoder.optimizer = optimizer  # for beyond/joint
+    autoencoder.optimizer = optimizer  # for beyond/joint alone
     if a.compile:
         device.compiled(model.dit, where)
     # losses_of(*batch) = window_losses(model, weight, *batch); of several processes' gradients the
@@ -362,6 +362,7 @@ def train(a, where, run):
         run.keep(**ckpt)
 
     for step in run.steps():
+        # First of all, for beyond/joint takes its steps as windows are drawn.
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(a, step)
 

@@ -144,33 +144,33 @@ class Observation:
                 z0 = z0 + over_frames(held.to(z0), y - z0)
                 rest = (~whole).double()  # [K]
                 W = rest[:, None] * (W - held @ W) * rest
-            nothing = [z0.new_zeros(d, d)]
+            nothing = [z0.new_zeros(d, d)]  # F of a frame that was seen whole, or not at all
             F = torch.stack([self.fits.get(p, nothing)[0].to(z0) for p in patterns])  # [K,d,d]
             S = torch.linalg.cholesky(W + 1e-7 * (1 - abar) * eye)  # [d,K,K]
             root = S.to(z0)
 
-            def observe(v):  # F S v [B,K,d]
+            def forth(v):  # F S v [B,K,d]
                 return torch.einsum("krd,bkd->bkr", F, over_frames(root, v))
 
             def back(u):  # S^T F^T u [B,K,d]
                 return over_frames(root.mT, torch.einsum("krd,bkr->bkd", F, u))
 
-            # What the system holds between frames, row by row of F, or latent by latent.
-            power = F.cpu().square()  # [K,d,d]
+            # Of the system what lies between frames: row by row of F, or latent by latent.
+            squares = F.cpu().square()  # [K,d,d]
             alike = len(kinds) == 1
             if alike:
-                seen = power.amax((1, 2)) > 0  # [K]
+                seen = squares.amax((1, 2)) > 0  # [K]
                 blocks = torch.einsum(
-                    "rd,dkl->rkl", power.amax(0).double(), seen[:, None] * W * seen
+                    "rd,dkl->rkl", squares.amax(0).double(), seen[:, None] * W * seen
                 )
             else:
-                blocks = S.mT @ (power.sum(1).T[..., None] * S)  # [d,K,K]
+                blocks = S.mT @ (squares.sum(1).T[..., None] * S)  # [d,K,K]
             near = torch.linalg.inv(eye + blocks).to(z0)
             u = torch.einsum("krd,bkd->bkr", F, y - z0)
             if alike:
-                v = back(conjugate_gradients(lambda u: observe(back(u)), u, near))
+                v = back(conjugate_gradients(lambda u: forth(back(u)), u, near))
             else:
-                v = conjugate_gradients(lambda v: back(observe(v)), back(u), near)
+                v = conjugate_gradients(lambda v: back(forth(v)), back(u), near)
             return z0 + over_frames(root, v)
 
         return project

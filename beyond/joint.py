@@ -29,7 +29,7 @@ class JointAutoencoder(LinearAutoencoder):
     def __init__(self, vertices, latent_dim):
         super().__init__(vertices, latent_dim)
         E = torch.randn(latent_dim, vertices) / vertices**0.5
-        del self.E  # a buffer
+        del self.E  # a buffer, in whose place comes
         self.E = nn.Parameter(E)
         # Transposed at first, then on its own. Contiguous, or AdamW makes a copy at each step.
         self.D = nn.Parameter(E.T.contiguous())
